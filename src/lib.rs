@@ -1,1 +1,10 @@
-//! x
+//! An embedded ledger of model checkpoints and per-miner gradient deltas.
+//!
+//! Data flows down the layers: foreign files are read ([`import`]), submissions checked, planned,
+//! folded and sealed into Merkle logs ([`store`]). `ARCHITECTURE.md` has the map.
+
+pub mod codec;
+pub mod import;
+pub mod merkle;
+pub mod store;
+pub mod types;

@@ -1,0 +1,228 @@
+//! The one door to the disk: every file call of the store goes through [`Files`].
+//!
+//! So that tests can cut the power, tear a write or fail a call at each of them. Nothing here
+//! retries: a failed sync is fatal, since the kernel may have dropped the pages it could not write.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A place with files: the local disk, or a test's stand-in that fails on purpose.
+pub trait Files: Send + Sync {
+    /// Creates `path` for writing, or empties it.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+
+    /// As [`Files::create`], readable by the owner only (mode 0600); fails if `path` exists.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>>;
+
+    /// Opens `path` for reading at any offset.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>>;
+
+    /// Renames within the ledger, replacing `to` (a directory must not exist or be empty).
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a directory and all below it.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Creates a directory and its parents.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn create_dir_all(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the directory's entries durable.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; fatal.
+    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+
+    /// Names in a directory, sorted.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Whether `path` is there.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn exists(&self, path: &Path) -> io::Result<bool>;
+}
+
+/// A file being written, front to back.
+pub trait WriteFile: Write + Send {
+    /// Makes the bytes durable.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's; fatal.
+    fn sync(&mut self) -> io::Result<()>;
+}
+
+/// A file being read, by range.
+pub trait ReadFile: Send + Sync {
+    /// Its length in bytes.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Whether it has no bytes.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+/// The local disk.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Disk;
+
+impl WriteFile for fs::File {
+    fn sync(&mut self) -> io::Result<()> {
+        self.sync_all()
+    }
+}
+
+impl ReadFile for fs::File {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.metadata()?.len())
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+impl Files for Disk {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        Ok(Box::new(fs::File::create(path)?))
+    }
+
+    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        Ok(Box::new(file))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        let file = fs::File::open(path)?;
+        // Opening a directory succeeds on Unix; reading it would fail later and less clearly.
+        if file.metadata()?.is_dir() {
+            return Err(io::ErrorKind::IsADirectory.into());
+        }
+        Ok(Arc::new(file))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        fs::rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        fs::remove_file(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::remove_dir_all(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        fs::create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        fs::File::open(path)?.sync_all()
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        let mut names = fs::read_dir(path)?
+            .map(|entry| Ok(PathBuf::from(entry?.file_name())))
+            .collect::<io::Result<Vec<_>>>()?;
+        names.sort();
+        Ok(names)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        path.try_exists()
+    }
+}
+
+/// Writes a small file whole: beside its place, synced, renamed over it, the directory synced.
+///
+/// A crash leaves the old bytes or the new ones.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn write_whole(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(".new");
+    let beside = PathBuf::from(beside);
+    let mut file = files.create(&beside)?;
+    file.write_all(bytes)?;
+    file.sync()?;
+    drop(file);
+    files.rename(&beside, path)?;
+    files.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Reads a whole file of at most `bytes_max` bytes.
+///
+/// # Errors
+///
+/// The operating system's; [`io::ErrorKind::FileTooLarge`] above the limit.
+pub fn read_whole(files: &dyn Files, path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let file = files.open(path)?;
+    let len = file.len()?;
+    if len > bytes_max {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = vec![0; usize::try_from(len).map_err(|_| io::ErrorKind::FileTooLarge)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}

@@ -1,0 +1,136 @@
+//! Entries of the submissions log: statements that a miner made, or that was fetched for one.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::{digest::Digest, manifest::ManifestId, refusal::Refusal};
+
+/// Who a delta is from: a hotkey, or a Templar uid where a file was fetched.
+///
+/// In JSON a uid is a number and a hotkey 64 lower-case hex digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Miner {
+    /// The miner's slot in Templar's subnet.
+    Uid(u16),
+    /// An sr25519 public key.
+    Hotkey(Digest),
+}
+
+impl Miner {
+    /// The uid, if that is how the miner is known.
+    pub fn uid(&self) -> Option<u16> {
+        match self {
+            Self::Uid(uid) => Some(*uid),
+            Self::Hotkey(_) => None,
+        }
+    }
+
+    /// The hotkey, if that is how the miner is known.
+    pub fn hotkey(&self) -> Option<Digest> {
+        match self {
+            Self::Uid(_) => None,
+            Self::Hotkey(key) => Some(*key),
+        }
+    }
+}
+
+impl fmt::Display for Miner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Uid(uid) => write!(f, "uid {uid}"),
+            Self::Hotkey(key) => write!(f, "{key}"),
+        }
+    }
+}
+
+impl Serialize for Miner {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Uid(uid) => serializer.serialize_u16(*uid),
+            Self::Hotkey(key) => key.serialize(serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Miner {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Form {
+            Uid(u16),
+            Hotkey(String),
+        }
+        match Form::deserialize(deserializer)? {
+            Form::Uid(uid) => Ok(Self::Uid(uid)),
+            Form::Hotkey(text) => text.parse().map(Self::Hotkey).map_err(D::Error::custom),
+        }
+    }
+}
+
+/// One entry of the submissions log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Submission {
+    /// A file that the operator fetched for a miner who signs nothing.
+    Fetched(Fetched),
+}
+
+/// A foreign file, as the operator read it.
+///
+/// It holds what intake found, so that dispositions follow from the log alone; an auditor who has
+/// the file (its SHA-256 stands here) can find the same again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Fetched {
+    /// The round it was fetched for.
+    pub round: u64,
+    /// The state it was made from, as far as the operator knows.
+    pub base: ManifestId,
+    /// Whose file it is.
+    pub uid: u16,
+    /// The file's base name.
+    pub file: String,
+    /// The file's length in bytes.
+    pub source_bytes: u64,
+    /// SHA-256 of the file.
+    pub source_sha256: Digest,
+    /// What intake made of it.
+    pub outcome: Outcome,
+}
+
+/// What intake made of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// It holds this delta.
+    Delta(ManifestId),
+    /// It is refused.
+    Refused(Refusal),
+    /// It is a reserve's whose place was not needed, and was not read beyond its hash.
+    Unread,
+}
+
+impl Submission {
+    /// Whose it is.
+    pub fn miner(&self) -> Miner {
+        match self {
+            Self::Fetched(fetched) => Miner::Uid(fetched.uid),
+        }
+    }
+
+    /// The round it was made for.
+    pub fn round(&self) -> u64 {
+        match self {
+            Self::Fetched(fetched) => fetched.round,
+        }
+    }
+
+    /// The name of the file it came in, if it did.
+    pub fn file(&self) -> Option<&str> {
+        match self {
+            Self::Fetched(fetched) => Some(&fetched.file),
+        }
+    }
+}
