@@ -4,7 +4,13 @@
 //! folded and sealed into Merkle logs ([`store`]). `ARCHITECTURE.md` has the map.
 
 pub mod codec;
+pub mod export;
+pub mod fold;
 pub mod import;
+pub mod intake;
+pub mod ledger;
 pub mod merkle;
+pub mod plan;
+pub mod seal;
 pub mod store;
 pub mod types;

@@ -1,1 +1,6 @@
 //! Layer 2: how a delta's positions, codes and book are laid out in bytes, and what is refused.
+//!
+//! Packing itself is arithmetic and lives in the kernels; here it meets the model's tensors.
+
+pub mod book;
+pub mod layout;

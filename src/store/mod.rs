@@ -1,9 +1,50 @@
 //! Layer 3: what lies on disk. Trusted for nothing but the log: the rest is re-hashed on read.
 
+use std::path::PathBuf;
+
+pub mod artifacts;
 pub mod files;
 pub mod hashes;
 pub mod keys;
 pub mod lock;
 pub mod log;
+pub mod open_round;
+pub mod place;
 pub mod quarantine;
 pub mod segment;
+
+use crate::types::json::JsonError;
+
+/// Something on disk is missing, wrong, or could not be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The operating system's answer.
+    #[error("{path}: {source}")]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Its answer.
+        source: std::io::Error,
+    },
+    /// A small file of ours that does not read back.
+    #[error("{path}: {source}")]
+    Json {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: JsonError,
+    },
+    /// A segment.
+    #[error(transparent)]
+    Segment(#[from] segment::SegmentError),
+    /// A file of the hashes store.
+    #[error(transparent)]
+    Hashes(#[from] hashes::HashesError),
+    /// A log.
+    #[error(transparent)]
+    Log(#[from] log::LogError),
+    /// A key.
+    #[error(transparent)]
+    Key(#[from] keys::KeyError),
+}

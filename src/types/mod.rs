@@ -6,6 +6,7 @@ pub mod grid;
 pub mod json;
 pub mod manifest;
 pub mod plan;
+pub mod progress;
 pub mod record;
 pub mod refusal;
 pub mod rule;

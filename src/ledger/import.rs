@@ -1,0 +1,491 @@
+//! Importing a round of Templar's files: listed and reserve peers' files become statements in the
+//! submissions log, their deltas segments, what is refused goes to quarantine.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use gradledger_kernels::sha256::Sha256;
+use rayon::prelude::*;
+use serde::Serialize;
+
+use crate::{
+    codec::layout::Layout,
+    import::{
+        ImportError,
+        source::{FileSource, Source},
+        templar::{AggregatorFile, ForeignDelta, GradientFile},
+    },
+    intake::admit::{Admission, admit},
+    store::{StoreError, open_round::OpenRound, quarantine},
+    types::{
+        digest::Digest,
+        manifest::ManifestId,
+        progress::Progress,
+        record::ACCEPTED_MAX,
+        submission::{Fetched, Miner, Outcome, Submission},
+    },
+};
+
+use super::{Ledger, LedgerError, writer::LedgerWriter};
+
+/// Bytes of a file that are hashed at once.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// Where a round's deltas lie.
+#[derive(Clone, Debug)]
+pub enum Gradients<'a> {
+    /// A directory with one `gradient-W-UID-vV.pt` a miner.
+    Directory(&'a Path),
+    /// A file that holds all of them, as Templar's leading validator uploads it.
+    Aggregator(&'a Path),
+}
+
+/// Whose files to take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// Expected.
+    pub listed: Vec<u16>,
+    /// To take the places of the missing, in this order.
+    pub reserve: Vec<u16>,
+}
+
+/// Peers or files that do not make a round.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // Fields are named by their messages.
+pub enum PeersError {
+    #[error("no peers are given: --peers 7,3,41, --peers-file JSON, or --aggregator FILE")]
+    None,
+    #[error("uid {uid} stands twice in the {list} list")]
+    Twice { uid: u16, list: &'static str },
+    #[error("{count} peers are listed; a round takes at most {ACCEPTED_MAX}")]
+    TooMany { count: usize },
+    #[error("{path}: {source}")]
+    Directory { path: PathBuf, source: std::io::Error },
+    #[error("two files of uid {uid} for round {round}: {first} and {second}; remove one")]
+    TwoFiles { uid: u16, round: u64, first: String, second: String },
+    #[error("{path} has no file of a listed peer: looked for gradient-{round}-UID-vVERSION.pt")]
+    NoFiles { path: PathBuf, round: u64 },
+    #[error("{path}: uid {uid} stands twice in its list of uids")]
+    AggregatorTwice { path: PathBuf, uid: u16 },
+}
+
+/// What an import came to.
+#[derive(Debug, Serialize)]
+pub struct ImportReport {
+    /// The round, open now.
+    pub round: u64,
+    /// What became of each file, in the order of the submissions log.
+    pub files: Vec<ImportedFile>,
+    /// Listed peers without a file.
+    pub absent: Vec<u16>,
+    /// Files of others, left alone.
+    pub others: Vec<String>,
+}
+
+/// What became of one file.
+#[derive(Debug, Serialize)]
+pub struct ImportedFile {
+    /// Whose.
+    pub uid: u16,
+    /// Its base name.
+    pub file: String,
+    /// Index in the submissions log.
+    pub index: u64,
+    /// `delta`, `refused` or `unread`.
+    pub outcome: &'static str,
+    /// Why it was refused.
+    pub reason: Option<String>,
+}
+
+/// A miner's file, or its part of an aggregator.
+struct Found {
+    uid: u16,
+    file: String,
+    path: PathBuf,
+}
+
+/// Imports round `round`.
+///
+/// Without `peers` an aggregator's own list is used. The same import again appends nothing.
+///
+/// # Errors
+///
+/// [`PeersError`], [`LedgerError::RoundOrder`], [`LedgerError::RoundOpen`], or what the disk gives.
+pub fn import_templar(
+    writer: &mut LedgerWriter,
+    round: u64,
+    gradients: &Gradients<'_>,
+    peers: Option<Peers>,
+    progress: &dyn Progress,
+) -> Result<ImportReport, LedgerError> {
+    may_open(writer.ledger(), round)?;
+    let mut import = Import::new(writer.ledger(), round, gradients, peers)?;
+    let open = OpenRound {
+        round,
+        listed: import.peers.listed.iter().copied().map(Miner::Uid).collect(),
+        reserve: import.peers.reserve.iter().copied().map(Miner::Uid).collect(),
+    };
+    open.save(writer.ledger().place())?;
+    progress.begin("import", import.source_bytes()?);
+    let (listed, reserve) = (import.peers.listed.clone(), import.peers.reserve.clone());
+    let good = import.take(writer, &listed, progress)?;
+    let missing = listed.len() - good.len();
+    let taken: Vec<u16> =
+        reserve.iter().copied().filter(|uid| !good.contains(uid)).take(missing).collect();
+    import.take(writer, &taken, progress)?;
+    let unused: Vec<u16> =
+        reserve.into_iter().filter(|uid| !good.contains(uid) && !taken.contains(uid)).collect();
+    import.leave(writer, &unused, progress)?;
+    progress.end();
+    Ok(import.report(writer))
+}
+
+/// Only one round is open at a time, and rounds only go up.
+fn may_open(ledger: &Ledger, round: u64) -> Result<(), LedgerError> {
+    if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
+        return Err(LedgerError::RoundOrder { round, last });
+    }
+    let submissions = ledger.submissions_log().size() - ledger.window_start();
+    let open = OpenRound::load(ledger.place())?.map(|open| open.round);
+    match open.filter(|&open| open != round && submissions > 0) {
+        Some(open) => Err(LedgerError::RoundOpen { round, open, submissions }),
+        None => Ok(()),
+    }
+}
+
+/// An import under way.
+struct Import {
+    round: u64,
+    base: ManifestId,
+    layout: Layout,
+    peers: Peers,
+    found: BTreeMap<u16, Found>,
+    aggregator: Option<Aggregator>,
+    others: Vec<String>,
+    /// Statements of the open window: what a killed import of the same files had done already.
+    stated: Vec<(u64, Fetched)>,
+    files: Vec<ImportedFile>,
+}
+
+/// The file of all miners, hashed once.
+struct Aggregator {
+    file: AggregatorFile,
+    sha256: Digest,
+}
+
+impl Import {
+    fn new(
+        ledger: &Ledger,
+        round: u64,
+        gradients: &Gradients<'_>,
+        peers: Option<Peers>,
+    ) -> Result<Self, LedgerError> {
+        let (aggregator, found, others, peers) = match gradients {
+            Gradients::Directory(directory) => {
+                let peers = peers.ok_or(PeersError::None)?;
+                let (found, others) = gradient_files(directory, round, &peers)?;
+                (None, found, others, peers)
+            }
+            Gradients::Aggregator(path) => {
+                let (aggregator, found, own) = open_aggregator(path)?;
+                let peers = peers.unwrap_or(own);
+                let wanted = |uid: &u16| peers.listed.contains(uid) || peers.reserve.contains(uid);
+                let (found, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                    found.into_iter().partition(|(uid, _)| wanted(uid));
+                let others = others.keys().map(|uid| format!("uid {uid}")).collect();
+                (Some(aggregator), found, others, peers)
+            }
+        };
+        check_peers(&peers)?;
+        let window = ledger.window_start()..ledger.submissions_log().size();
+        let fetched = |(index, submission)| {
+            let Submission::Fetched(fetched) = submission;
+            (index, fetched)
+        };
+        Ok(Self {
+            round,
+            base: ledger.newest(),
+            layout: ledger.layout()?,
+            peers,
+            found,
+            aggregator,
+            others,
+            stated: ledger.submissions(window)?.into_iter().map(fetched).collect(),
+            files: Vec::new(),
+        })
+    }
+
+    fn source_bytes(&self) -> Result<u64, LedgerError> {
+        let len = |found: &Found| Ok(open_file(&found.path)?.len());
+        match self.found.values().next() {
+            Some(all) if self.aggregator.is_some() => len(all),
+            _ => self.found.values().map(len).sum(),
+        }
+    }
+
+    /// Reads the files of `uids` and states each; gives those whose delta is good.
+    fn take(
+        &mut self,
+        writer: &mut LedgerWriter,
+        uids: &[u16],
+        progress: &dyn Progress,
+    ) -> Result<BTreeSet<u16>, LedgerError> {
+        let mut present: Vec<u16> =
+            uids.iter().copied().filter(|uid| self.found.contains_key(uid)).collect();
+        present.sort_unstable();
+        let mut good = BTreeSet::new();
+        // A few at a time, so that a killed import has stated what it had read.
+        for uids in present.chunks(rayon::current_num_threads()) {
+            let place = writer.ledger().place();
+            let read = |&uid: &u16| self.read(place, uid, progress);
+            let fetched = uids.par_iter().map(read).collect::<Result<Vec<_>, LedgerError>>()?;
+            for fetched in fetched {
+                if matches!(fetched.outcome, Outcome::Delta(_)) {
+                    good.insert(fetched.uid);
+                }
+                self.state(writer, fetched)?;
+            }
+        }
+        Ok(good)
+    }
+
+    /// States the files of `uids` by their hash alone.
+    fn leave(
+        &mut self,
+        writer: &mut LedgerWriter,
+        uids: &[u16],
+        progress: &dyn Progress,
+    ) -> Result<(), LedgerError> {
+        for uid in uids {
+            let Some(found) = self.found.get(uid) else { continue };
+            let source = open_file(&found.path)?;
+            let fetched = self.statement(found, &source, progress, Outcome::Unread)?;
+            self.state(writer, fetched)?;
+        }
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        place: &crate::store::place::Place,
+        uid: u16,
+        progress: &dyn Progress,
+    ) -> Result<Fetched, LedgerError> {
+        let found = &self.found[&uid];
+        let source: Arc<dyn Source> = Arc::new(open_file(&found.path)?);
+        let statement = self.statement(found, &*source, progress, Outcome::Unread)?;
+        let same = |(_, s): &&(u64, Fetched)| {
+            s.source_sha256 == statement.source_sha256
+                && (s.round, s.base, s.uid) == (self.round, self.base, uid)
+                && s.outcome != Outcome::Unread
+        };
+        if let Some((_, stated)) = self.stated.iter().find(same) {
+            return Ok(Fetched { file: statement.file, ..stated.clone() });
+        }
+        let opened = match &self.aggregator {
+            Some(aggregator) => aggregator.file.delta(uid),
+            None => GradientFile::open(source.clone()).map(ForeignDelta::from),
+        };
+        let outcome = match admit(opened, &self.layout, place, self.round)? {
+            Admission::Delta(id) => Outcome::Delta(id),
+            Admission::Refused(refusal) => {
+                let digest = statement.source_sha256;
+                let read = |buffer: &mut [u8], at| source.read_exact_at(buffer, at);
+                quarantine::keep(place, self.round, digest, source.len(), &read)
+                    .map_err(StoreError::from)?;
+                Outcome::Refused(refusal)
+            }
+        };
+        Ok(Fetched { outcome, ..statement })
+    }
+
+    fn statement(
+        &self,
+        found: &Found,
+        source: &dyn Source,
+        progress: &dyn Progress,
+        outcome: Outcome,
+    ) -> Result<Fetched, LedgerError> {
+        let source_sha256 = match &self.aggregator {
+            Some(aggregator) => aggregator.sha256,
+            None => sha256_of(&found.path, source, progress)?,
+        };
+        Ok(Fetched {
+            round: self.round,
+            base: self.base,
+            uid: found.uid,
+            file: found.file.clone(),
+            source_bytes: source.len(),
+            source_sha256,
+            outcome,
+        })
+    }
+
+    /// Appends a statement unless the same one stands in the open window.
+    fn state(&mut self, writer: &mut LedgerWriter, fetched: Fetched) -> Result<(), LedgerError> {
+        let stated = self.stated.iter().find(|(_, s)| *s == fetched).map(|(index, _)| *index);
+        let index = match stated {
+            Some(index) => index,
+            None => writer.append_submissions(&[Submission::Fetched(fetched.clone())])?,
+        };
+        let (outcome, reason) = match &fetched.outcome {
+            Outcome::Delta(_) => ("delta", None),
+            Outcome::Refused(refusal) => ("refused", Some(refusal.to_string())),
+            Outcome::Unread => ("unread", None),
+        };
+        self.files.push(ImportedFile {
+            uid: fetched.uid,
+            file: fetched.file,
+            index,
+            outcome,
+            reason,
+        });
+        Ok(())
+    }
+
+    fn report(self, writer: &LedgerWriter) -> ImportReport {
+        debug_assert_eq!(writer.ledger().newest(), self.base, "an import seals nothing");
+        let absent =
+            self.peers.listed.iter().copied().filter(|u| !self.found.contains_key(u)).collect();
+        ImportReport { round: self.round, files: self.files, absent, others: self.others }
+    }
+}
+
+fn check_peers(peers: &Peers) -> Result<(), PeersError> {
+    for (list, uids) in [("peers", &peers.listed), ("reserve", &peers.reserve)] {
+        let mut seen = BTreeSet::new();
+        if let Some(&uid) = uids.iter().find(|uid| !seen.insert(**uid)) {
+            return Err(PeersError::Twice { uid, list });
+        }
+    }
+    if peers.listed.is_empty() {
+        return Err(PeersError::None);
+    }
+    if peers.listed.len() > ACCEPTED_MAX {
+        return Err(PeersError::TooMany { count: peers.listed.len() });
+    }
+    Ok(())
+}
+
+/// The files of listed and reserve peers by uid, and the names of the round's other files.
+fn gradient_files(
+    directory: &Path,
+    round: u64,
+    peers: &Peers,
+) -> Result<(BTreeMap<u16, Found>, Vec<String>), PeersError> {
+    let at = |source| PeersError::Directory { path: directory.to_owned(), source };
+    let mut names: Vec<String> = fs::read_dir(directory)
+        .and_then(|entries| {
+            entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
+        })
+        .map_err(at)?;
+    names.sort();
+    let (mut found, mut others) = (BTreeMap::<u16, Found>::new(), Vec::new());
+    for file in names {
+        let Some(uid) = gradient_uid(&file, round) else { continue };
+        if !peers.listed.contains(&uid) && !peers.reserve.contains(&uid) {
+            others.push(file);
+            continue;
+        }
+        if let Some(first) = found.get(&uid).map(|f| f.file.clone()) {
+            return Err(PeersError::TwoFiles { uid, round, first, second: file });
+        }
+        let path = directory.join(&file);
+        found.insert(uid, Found { uid, file, path });
+    }
+    if found.is_empty() {
+        return Err(PeersError::NoFiles { path: directory.to_owned(), round });
+    }
+    Ok((found, others))
+}
+
+/// The uid in `gradient-ROUND-UID-vVERSION.pt`.
+fn gradient_uid(name: &str, round: u64) -> Option<u16> {
+    let rest = name.strip_prefix("gradient-")?.strip_suffix(".pt")?;
+    let (window, rest) = rest.split_once('-')?;
+    let (uid, version) = rest.split_once("-v")?;
+    let plain = |text: &str| text.bytes().all(|b| b.is_ascii_digit());
+    let names_round = plain(window) && window.parse() == Ok(round);
+    (names_round && plain(uid) && !version.is_empty()).then(|| uid.parse().ok())?
+}
+
+/// An aggregator file, its miners, and the peers that its lists tell.
+///
+/// Templar fills the list in two sorted groups: the listed who were good, then the reserves who
+/// took the places of the skipped. So the first group ends where the uids stop rising; if they
+/// never do, all count as listed, which gives the same order of fold.
+fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Peers), LedgerError> {
+    let source: Arc<dyn Source> = Arc::new(open_file(path)?);
+    let sha256 = sha256_of(path, &*source, &crate::types::progress::Silent)?;
+    let file = AggregatorFile::open(source).map_err(|source| ImportError::Templar {
+        path: path.to_owned(),
+        source,
+    })?;
+    let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let mut found = BTreeMap::new();
+    for &uid in file.uids() {
+        let (file, path) = (name.clone(), path.to_owned());
+        if found.insert(uid, Found { uid, file, path: path.clone() }).is_some() {
+            return Err(PeersError::AggregatorTwice { path, uid }.into());
+        }
+    }
+    let rising = file.uids().windows(2).take_while(|pair| pair[0] < pair[1]).count();
+    let (listed, reserve) = file.uids().split_at((rising + 1).min(file.uids().len()));
+    let reserve = reserve.to_vec();
+    let mut listed = listed.to_vec();
+    let skipped = |uid: &u16| !file.uids().contains(uid);
+    listed.extend(file.skipped_uids().iter().copied().filter(skipped));
+    let peers = Peers { listed, reserve };
+    Ok((Aggregator { file, sha256 }, found, peers))
+}
+
+fn open_file(path: &Path) -> Result<FileSource, LedgerError> {
+    FileSource::open(path)
+        .map_err(|source| ImportError::Io { path: path.to_owned(), source }.into())
+}
+
+fn sha256_of(
+    path: &Path,
+    source: &dyn Source,
+    progress: &dyn Progress,
+) -> Result<Digest, LedgerError> {
+    let mut sha256 = Sha256::new();
+    let mut buffer = Vec::new();
+    let mut at = 0;
+    while at < source.len() {
+        let now = CHUNK_BYTES.min(source.len() - at);
+        buffer.resize(usize::try_from(now).expect("a chunk fits in memory"), 0);
+        source
+            .read_exact_at(&mut buffer, at)
+            .map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+        sha256.update(&buffer);
+        progress.advance(now);
+        at += now;
+    }
+    Ok(Digest(sha256.finish()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_name_says_whose_it_is() {
+        assert_eq!(gradient_uid("gradient-62834-200-v2.1.28.pt", 62834), Some(200));
+        for other in [
+            "gradient-62835-200-v2.1.28.pt",
+            "gradient-62834-200.pt",
+            "gradient-62834-+7-v2.pt",
+            "gradient-62834-70000-v2.pt",
+            "aggregator-62834-v2.1.28.pt",
+            "gradient-62834-2-v.pt",
+        ] {
+            assert_eq!(gradient_uid(other, 62834), None, "{other}");
+        }
+    }
+}

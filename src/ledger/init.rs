@@ -1,0 +1,292 @@
+//! Starting a run: a checkpoint becomes the first state, the genesis becomes entry 0.
+
+use std::{path::Path, sync::Arc};
+
+use gradledger_kernels::{bytes as f32_bytes, widen};
+
+use crate::{
+    import::checkpoint::Checkpoint,
+    merkle::{note::VerifierKey, pieces::PieceHasher},
+    store::{
+        StoreError,
+        artifacts::CheckpointWriter,
+        files::{Disk, Files},
+        keys::LogSeed,
+        lock::WriterLock,
+        log::{LogReader, LogWriter},
+        place::Place,
+    },
+    types::{
+        digest::Digest,
+        grid::{Grid, Unblockable},
+        json,
+        manifest::{ArtifactType, Descriptor, ManifestId, group},
+        progress::Progress,
+        record::{Genesis, LogKeys, MinersPolicy, RoundsEntry},
+        rule::{Rule, SparseMeanSgd},
+        tensor::{Dtype, TensorSpec, check_name},
+    },
+};
+
+use super::{Ledger, LedgerError};
+
+/// Bytes of a tensor that are read at once.
+const CHUNK_BYTES: u64 = 16 << 20;
+
+/// What a run starts from.
+#[derive(Clone, Debug)]
+pub struct InitOptions<'a> {
+    /// The run's name.
+    pub run: String,
+    /// What the logs' origins start with.
+    pub origin: String,
+    /// safetensors file, or directory of safetensors or of a PyTorch distributed checkpoint.
+    pub checkpoint: &'a Path,
+    /// Takes the tensors below this prefix and drops it.
+    pub select: Option<&'a str>,
+    /// The fold rule.
+    pub rule: SparseMeanSgd,
+    /// Records tensors that the rule cannot take instead of refusing them.
+    pub frozen: bool,
+    /// Where the log key lies or is made, if not in the ledger.
+    pub key_file: Option<&'a Path>,
+}
+
+/// A checkpoint or a name that no run can start from.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InitError {
+    /// Some tensors would never change, which has to be wanted.
+    #[error(
+        "the rule cannot take {count} of the tensors, the first {name:?} since {why}; \
+         --frozen records them and never changes them"
+    )]
+    Unblockable {
+        /// How many.
+        count: usize,
+        /// The first of them.
+        name: String,
+        /// Why.
+        why: Unblockable,
+    },
+    /// Nothing would ever change.
+    #[error("the checkpoint has no tensor that the rule takes{}", left_out(.left_out))]
+    Nothing {
+        /// What was not selected.
+        left_out: Vec<String>,
+    },
+    /// A run's name or origin is not one.
+    #[error("{what} {found:?} is not 1 to 128 printable characters without spaces or '+'")]
+    Name {
+        /// The run's name or the origin.
+        what: &'static str,
+        /// What was given.
+        found: String,
+    },
+}
+
+fn left_out(names: &[String]) -> String {
+    match names {
+        [] => String::new(),
+        [first, ..] => format!("; {} were left out, the first {first:?} (see --select)", names.len()),
+    }
+}
+
+/// What an init came to.
+#[derive(Debug)]
+pub struct InitReport {
+    /// The ledger, open for reading.
+    pub ledger: Ledger,
+    /// Tensors that the rule does not take, and why.
+    pub frozen: Vec<(String, Unblockable)>,
+    /// What was not taken from the checkpoint: optimizer state, non-tensors, other prefixes.
+    pub left_out: Vec<String>,
+}
+
+impl std::fmt::Debug for Ledger {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ledger").field("root", &self.place().root).finish_non_exhaustive()
+    }
+}
+
+/// Makes a ledger in `root` on the local disk.
+///
+/// f16 and bf16 are widened to f32 exactly; what the rule does not take keeps its dtype. Killed
+/// before its end it leaves no ledger, and the same call starts over.
+///
+/// # Errors
+///
+/// [`LedgerError::Exists`], [`InitError`], or what reading the checkpoint gives.
+pub fn init(
+    root: &Path,
+    options: &InitOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<InitReport, LedgerError> {
+    init_in(Arc::new(Disk), root, options, progress)
+}
+
+/// As [`init`], through another door to the disk.
+///
+/// # Errors
+///
+/// As [`init`].
+pub fn init_in(
+    files: Arc<dyn Files>,
+    root: &Path,
+    options: &InitOptions<'_>,
+    progress: &dyn Progress,
+) -> Result<InitReport, LedgerError> {
+    options.rule.check()?;
+    check_word("the run's name", &options.run)?;
+    check_word("the origin", &options.origin)?;
+    let checkpoint = Checkpoint::open(options.checkpoint, options.select)?;
+    let (states, frozen) = states(&checkpoint, options)?;
+    let place = Place::new(files.clone(), root);
+    let at = |source| StoreError::Io { path: root.to_owned(), source };
+    files.create_dir_all(root).map_err(at)?;
+    let lock = WriterLock::acquire(root)?;
+    let rounds = LogReader::open(files.clone(), &place.rounds_log())?;
+    if rounds.is_some_and(|log| log.size() > 0) {
+        return Err(LedgerError::Exists { path: root.to_owned() });
+    }
+    super::writer::empty_tmp(&place)?;
+    progress.begin("init", checkpoint.tensors().iter().map(TensorSpec::bytes).sum());
+    let model = store_state(&place, &checkpoint, &states, progress)?;
+    progress.end();
+    let seed = log_seed(&place, options.key_file)?;
+    start_logs(&place, options, model, &seed)?;
+    drop(lock);
+    let ledger = Ledger::open_in(files, root)?;
+    Ok(InitReport { ledger, frozen, left_out: checkpoint.left_out().to_vec() })
+}
+
+/// A word that can stand in an origin and in a terminal.
+fn check_word(what: &'static str, word: &str) -> Result<(), InitError> {
+    let plain = |c: char| !c.is_whitespace() && !c.is_control() && c != '+';
+    let fits = check_name(word).is_ok() && word.chars().count() <= 128 && word.chars().all(plain);
+    if fits { Ok(()) } else { Err(InitError::Name { what, found: word.to_owned() }) }
+}
+
+/// A tensor of the first state: its place in the source, and what the state holds.
+struct StateTensor {
+    source: usize,
+    spec: TensorSpec,
+}
+
+/// The first state's tensors in manifest order, and those that stay frozen.
+fn states(
+    checkpoint: &Checkpoint,
+    options: &InitOptions<'_>,
+) -> Result<(Vec<StateTensor>, Vec<(String, Unblockable)>), LedgerError> {
+    let (mut states, mut frozen) = (Vec::new(), Vec::new());
+    for (source, spec) in checkpoint.tensors().iter().enumerate() {
+        let spec = match Grid::of(spec, options.rule.chunk) {
+            Ok(_) => spec.with_dtype(Dtype::F32)?,
+            Err(why) => {
+                frozen.push((spec.name().to_owned(), why));
+                spec.clone()
+            }
+        };
+        states.push(StateTensor { source, spec });
+    }
+    if states.len() == frozen.len() {
+        return Err(InitError::Nothing { left_out: checkpoint.left_out().to_vec() }.into());
+    }
+    if let Some((name, why)) = frozen.first().filter(|_| !options.frozen) {
+        let (name, why) = (name.clone(), why.clone());
+        return Err(InitError::Unblockable { count: frozen.len(), name, why }.into());
+    }
+    states.sort_by(|a, b| a.spec.name().cmp(b.spec.name()));
+    Ok((states, frozen))
+}
+
+fn store_state(
+    place: &Place,
+    checkpoint: &Checkpoint,
+    states: &[StateTensor],
+    progress: &dyn Progress,
+) -> Result<ManifestId, LedgerError> {
+    let mut writer = CheckpointWriter::create(place)?;
+    for StateTensor { source, spec } in states {
+        let from = checkpoint.tensors()[*source].dtype();
+        let of = Descriptor::new(ArtifactType::Tensor, group::WEIGHTS, spec, Digest::default());
+        let mut hasher = PieceHasher::new();
+        let (mut raw, mut wide) = (Vec::new(), Vec::new());
+        let (total, mut at) = (spec.elements() * from.bytes(), 0);
+        while at < total {
+            let now = CHUNK_BYTES.min(total - at);
+            raw.resize(usize::try_from(now).expect("a chunk fits in memory"), 0);
+            checkpoint.read(*source, at, &mut raw)?;
+            let bytes = widened(from, spec.dtype(), &raw, &mut wide);
+            hasher.update(bytes);
+            writer.write(&of, bytes)?;
+            progress.advance(now);
+            at += now;
+        }
+        if total == 0 {
+            writer.write(&of, &[])?;
+        }
+        writer.commit(hasher.finish())?;
+    }
+    Ok(writer.finish()?)
+}
+
+/// `raw` as the state holds it: widened into `wide`, or as it is.
+fn widened<'a>(from: Dtype, to: Dtype, raw: &'a [u8], wide: &'a mut Vec<f32>) -> &'a [u8] {
+    if from == to {
+        return raw;
+    }
+    wide.resize(raw.len() / 2, 0.0);
+    match from {
+        Dtype::Bf16 => widen::bf16_slice_to_f32(raw, wide),
+        Dtype::F16 => widen::f16_slice_to_f32(raw, wide),
+        _ => unreachable!("only bf16 and f16 are widened"),
+    }
+    f32_bytes::of_f32(wide)
+}
+
+fn log_seed(place: &Place, key_file: Option<&Path>) -> Result<LogSeed, StoreError> {
+    let path = key_file.map_or_else(|| place.log_key(), Path::to_owned);
+    let at = |source| StoreError::Io { path: path.clone(), source };
+    // A key that is there is used: of an init that was killed, or the operator's own.
+    if place.files.exists(&path).map_err(at)? {
+        return Ok(LogSeed::load(&*place.files, &path)?);
+    }
+    if let Some(parent) = path.parent() {
+        place.files.create_dir_all(parent).map_err(at)?;
+    }
+    Ok(LogSeed::create(&*place.files, &path)?)
+}
+
+/// Makes both logs; the genesis in the rounds log is what makes the directory a ledger.
+fn start_logs(
+    place: &Place,
+    options: &InitOptions<'_>,
+    model: ManifestId,
+    seed: &LogSeed,
+) -> Result<(), LedgerError> {
+    let origin = |log: &str| format!("{}/{log}", options.origin);
+    let vkey = |log: &str| -> Result<String, LedgerError> {
+        let key: VerifierKey = seed.verifier_key(&origin(log))?;
+        Ok(key.to_string())
+    };
+    let genesis = Genesis {
+        version: 1,
+        run: options.run.clone(),
+        origin: options.origin.clone(),
+        model,
+        rule: Rule::SparseMeanSgd(options.rule.clone()),
+        log_keys: LogKeys { rounds: vkey("rounds")?, submissions: vkey("submissions")? },
+        miners: MinersPolicy::Listed,
+        netuid: None,
+        chain_genesis: None,
+        anchor_hotkey: None,
+    };
+    let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
+    let log = |dir: std::path::PathBuf, name: &str| {
+        LogWriter::create(place.files.clone(), &dir, &origin(name), seed)
+    };
+    log(place.submissions_log(), "submissions")?;
+    log(place.rounds_log(), "rounds")?.append(&[&entry])?;
+    Ok(())
+}

@@ -1,0 +1,332 @@
+//! Layer 5: a ledger as a whole, and the order of the steps that change or check it.
+//!
+//! Reading needs no lock and works while a writer runs: it uses the logs and the segments alone.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub mod check;
+pub mod diff;
+pub mod fsck;
+pub mod import;
+pub mod init;
+pub mod replay;
+pub mod seal;
+pub mod show;
+pub mod writer;
+
+use crate::{
+    codec::layout::Layout,
+    export::ExportError,
+    fold::FoldError,
+    import::ImportError,
+    merkle::note::NoteError,
+    plan::PlanStepError,
+    store::{
+        StoreError,
+        artifacts::StoredCheckpoint,
+        files::{Disk, Files},
+        lock::LockError,
+        log::{LogError, LogReader},
+        place::Place,
+    },
+    types::{
+        digest::Digest,
+        json,
+        manifest::{ManifestError, ManifestId},
+        record::{Genesis, RoundRecord, RoundsEntry},
+        rule::{Rule, RuleError, SparseMeanSgd},
+        submission::Submission,
+        tensor::TensorError,
+    },
+};
+
+/// Why a step on a ledger did not come to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // Fields are named by their messages.
+pub enum LedgerError {
+    #[error("{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one")]
+    NoLedger { path: PathBuf },
+    #[error("{path} is a ledger already; give another directory")]
+    Exists { path: PathBuf },
+    #[error(transparent)]
+    Locked(#[from] LockError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error(transparent)]
+    Plan(#[from] PlanStepError),
+    #[error(transparent)]
+    Fold(#[from] FoldError),
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    #[error(transparent)]
+    Note(#[from] NoteError),
+    #[error(transparent)]
+    Rule(#[from] RuleError),
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    #[error("entry {index} of the {log} log: {source}")]
+    Entry { log: &'static str, index: u64, source: json::JsonError },
+    #[error("entry {index} of the rounds log: {found}")]
+    EntryKind { index: u64, found: &'static str },
+    #[error("the ledger has no round {round}; {}", held(.first, .last))]
+    NoRound { round: u64, first: Option<u64>, last: Option<u64> },
+    #[error("the ledger has no sealed round yet: `import` and `seal` make one")]
+    NoRounds,
+    #[error("round {round} cannot follow round {last}: rounds only go up")]
+    RoundOrder { round: u64, last: u64 },
+    #[error("round {open} is open with {submissions} submissions: seal it before round {round}")]
+    RoundOpen { round: u64, open: u64, submissions: u64 },
+    #[error("round {round} is not open: `gradledger import templar` it first")]
+    RoundNotOpen { round: u64 },
+    #[error("{0}")]
+    Init(#[from] init::InitError),
+    #[error("{0}")]
+    Peers(#[from] import::PeersError),
+    #[error("{0}")]
+    Disagrees(#[from] check::Disagreement),
+    #[error(
+        "sealing round {round}: element {element} of {tensor} would become NaN or infinite; \
+         nothing was sealed. The native rule does not store such a value"
+    )]
+    NonFinite { round: u64, tensor: String, element: u64 },
+    #[error("the ledger has no tensor {name:?} that its rule folds")]
+    NoTensor { name: String },
+    #[error("the record of round {round} would take {bytes} bytes, more than a log entry holds")]
+    RecordBytes { round: u64, bytes: usize },
+    #[error("making {threads} threads: {source}")]
+    Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+}
+
+impl From<LogError> for LedgerError {
+    fn from(error: LogError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+fn held(first: &Option<u64>, last: &Option<u64>) -> String {
+    match (first, last) {
+        (Some(first), Some(last)) if first != last => format!("it holds {first} to {last}"),
+        (Some(first), _) => format!("it holds {first} alone"),
+        (None, _) => "it holds none yet".to_owned(),
+    }
+}
+
+/// A state of the model: the genesis, or the one after a round.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum At {
+    /// What the run started from.
+    Genesis,
+    /// After this round.
+    Round(u64),
+}
+
+impl std::str::FromStr for At {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "genesis" { Ok(Self::Genesis) } else { text.parse().map(Self::Round) }
+    }
+}
+
+/// A record with its place in the rounds log.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// Index in the rounds log.
+    pub index: u64,
+    /// RFC 6962 leaf hash of the entry.
+    pub leaf: Digest,
+    /// What it says.
+    pub record: RoundRecord,
+}
+
+/// A ledger open for reading, as of the tree heads that were published when it was opened.
+pub struct Ledger {
+    place: Place,
+    genesis: Genesis,
+    run_id: Digest,
+    rounds: LogReader,
+    submissions: LogReader,
+    sealed: Vec<Sealed>,
+}
+
+impl Ledger {
+    /// Opens the ledger in `root` on the local disk.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NoLedger`] if there is none; others if what is there does not read.
+    pub fn open(root: &Path) -> Result<Self, LedgerError> {
+        Self::open_in(Arc::new(Disk), root)
+    }
+
+    /// As [`Ledger::open`], through another door to the disk.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`].
+    pub fn open_in(files: Arc<dyn Files>, root: &Path) -> Result<Self, LedgerError> {
+        let place = Place::new(files, root);
+        let no_ledger = || LedgerError::NoLedger { path: root.to_owned() };
+        let rounds = LogReader::open(place.files.clone(), &place.rounds_log())?
+            .filter(|log| log.size() > 0)
+            .ok_or_else(no_ledger)?;
+        let submissions = LogReader::open(place.files.clone(), &place.submissions_log())?
+            .ok_or_else(no_ledger)?;
+        let mut genesis = None;
+        let mut sealed = Vec::new();
+        for entry in rounds.entries(0..rounds.size())? {
+            let (index, bytes) = entry?;
+            let entry = json::from_slice(&bytes)
+                .map_err(|source| LedgerError::Entry { log: "rounds", index, source })?;
+            let leaf = crate::merkle::tree::leaf_hash(&bytes);
+            match entry {
+                RoundsEntry::Genesis(first) if index == 0 => genesis = Some((*first, leaf)),
+                RoundsEntry::Round(record) if index > 0 => {
+                    sealed.push(Sealed { index, leaf, record: *record });
+                }
+                RoundsEntry::Genesis(_) => {
+                    return Err(LedgerError::EntryKind { index, found: "a second genesis" });
+                }
+                RoundsEntry::Round(_) => {
+                    return Err(LedgerError::EntryKind { index, found: "a round before the genesis" });
+                }
+            }
+        }
+        let (genesis, run_id) = genesis.ok_or_else(no_ledger)?;
+        Ok(Self { place, genesis, run_id, rounds, submissions, sealed })
+    }
+
+    /// Where it lies.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// What the run started from.
+    pub fn genesis(&self) -> &Genesis {
+        &self.genesis
+    }
+
+    /// Leaf hash of the genesis entry.
+    pub fn run_id(&self) -> Digest {
+        self.run_id
+    }
+
+    /// The rounds log.
+    pub fn rounds_log(&self) -> &LogReader {
+        &self.rounds
+    }
+
+    /// The submissions log.
+    pub fn submissions_log(&self) -> &LogReader {
+        &self.submissions
+    }
+
+    /// The sealed rounds, oldest first.
+    pub fn sealed(&self) -> &[Sealed] {
+        &self.sealed
+    }
+
+    /// Where round `round` stands among the sealed ones.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NoRound`].
+    pub fn position(&self, round: u64) -> Result<usize, LedgerError> {
+        self.sealed.iter().position(|s| s.record.round == round).ok_or_else(|| {
+            let of = |sealed: Option<&Sealed>| sealed.map(|s| s.record.round);
+            LedgerError::NoRound {
+                round,
+                first: of(self.sealed.first()),
+                last: of(self.sealed.last()),
+            }
+        })
+    }
+
+    /// The state at `at`.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NoRound`].
+    pub fn state(&self, at: At) -> Result<ManifestId, LedgerError> {
+        match at {
+            At::Genesis => Ok(self.genesis.model),
+            At::Round(round) => Ok(self.sealed[self.position(round)?].record.next),
+        }
+    }
+
+    /// The newest state.
+    pub fn newest(&self) -> ManifestId {
+        self.sealed.last().map_or(self.genesis.model, |s| s.record.next)
+    }
+
+    /// Leaf hash that the next record follows.
+    pub fn newest_leaf(&self) -> Digest {
+        self.sealed.last().map_or(self.run_id, |s| s.leaf)
+    }
+
+    /// The first submission that no record disposes of yet.
+    pub fn window_start(&self) -> u64 {
+        self.sealed.last().map_or(0, |s| s.record.submissions.end)
+    }
+
+    /// The stored state `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its manifest is missing or not `id`'s.
+    pub fn checkpoint(&self, id: ManifestId) -> Result<StoredCheckpoint, StoreError> {
+        StoredCheckpoint::open(&self.place, id)
+    }
+
+    /// The fold rule's parameters.
+    pub fn rule(&self) -> &SparseMeanSgd {
+        let Rule::SparseMeanSgd(rule) = &self.genesis.rule;
+        rule
+    }
+
+    /// The model as the rule sees it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the genesis' manifest is missing.
+    pub fn layout(&self) -> Result<Layout, LedgerError> {
+        // Names and shapes never change in a run, so any of its manifests would do.
+        let checkpoint = self.checkpoint(self.newest())?;
+        Ok(Layout::of(checkpoint.manifest(), self.rule())?)
+    }
+
+    /// Submissions `range` with their indices.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if one does not read.
+    pub fn submissions(
+        &self,
+        range: std::ops::Range<u64>,
+    ) -> Result<Vec<(u64, Submission)>, LedgerError> {
+        let read = |entry: Result<(u64, Vec<u8>), LogError>| {
+            let (index, bytes) = entry?;
+            let submission = json::from_slice(&bytes)
+                .map_err(|source| LedgerError::Entry { log: "submissions", index, source })?;
+            Ok((index, submission))
+        };
+        self.submissions.entries(range)?.map(read).collect()
+    }
+}
+
+/// A pool of `threads` threads; 0 means one a core.
+fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, LedgerError> {
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|n| format!("fold-{n}"))
+        .build()
+        .map_err(|source| LedgerError::Threads { threads, source })
+}

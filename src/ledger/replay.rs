@@ -1,0 +1,392 @@
+//! Replay: the fold done again from the logs and the deltas, compared with what was sealed.
+
+use std::{collections::BTreeMap, ops::RangeInclusive};
+
+use serde::Serialize;
+
+use crate::{
+    codec::layout::{Layout, TensorLayout},
+    fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    merkle::manifest::manifest_id,
+    plan::{plan, planned_bytes},
+    seal::plan_pieces,
+    store::{
+        StoreError,
+        artifacts::{StoredCheckpoint, StoredDelta},
+        segment,
+    },
+    types::{
+        manifest::{Descriptor, Manifest, ManifestId},
+        plan::Plan,
+        progress::Progress,
+        record::RoundRecord,
+    },
+};
+
+use super::{
+    Ledger, LedgerError,
+    check::{CheckedRound, Disagreement, check_round, claims},
+    seal::{FoldOptions, step},
+    thread_pool,
+};
+
+/// Deltas that are open at once; each holds a few files.
+const DELTAS_AT_ONCE: usize = 200;
+
+/// What to replay.
+#[derive(Clone, Debug)]
+pub struct ReplayOptions {
+    /// Round numbers; those that the ledger has among them.
+    pub rounds: RangeInclusive<u64>,
+    /// One tensor alone: nothing else is read.
+    pub tensor: Option<String>,
+    /// How to fold.
+    pub fold: FoldOptions,
+}
+
+/// What a replay gave.
+#[derive(Debug, Serialize)]
+pub struct ReplayReport {
+    /// The replayed rounds, oldest first.
+    pub rounds: Vec<ReplayedRound>,
+}
+
+/// One round, folded again to the same bits.
+#[derive(Debug, Serialize)]
+pub struct ReplayedRound {
+    /// Its number.
+    pub round: u64,
+    /// The state after it, as sealed and as replayed.
+    pub next: ManifestId,
+    /// How many miners were folded.
+    pub miners: usize,
+    /// The tensors compared.
+    pub tensors: usize,
+}
+
+/// Folds the rounds again and compares every root.
+///
+/// The base is read once, each delta once for its plan and once for its fold, and the state after
+/// each round is hashed and compared piece by piece.
+///
+/// # Errors
+///
+/// [`LedgerError::Disagrees`] with the first round, tensor and piece that differs; others if the
+/// ledger lacks what a replay needs.
+pub fn replay(
+    ledger: &Ledger,
+    options: &ReplayOptions,
+    progress: &dyn Progress,
+) -> Result<ReplayReport, LedgerError> {
+    let positions = positions(ledger, &options.rounds)?;
+    let mut rounds = Vec::new();
+    for pass in passes(ledger, positions)? {
+        rounds.extend(replay_pass(ledger, pass, options, progress)?);
+    }
+    Ok(ReplayReport { rounds })
+}
+
+/// Places of the rounds in `wanted`; its ends must be rounds of the ledger.
+fn positions(
+    ledger: &Ledger,
+    wanted: &RangeInclusive<u64>,
+) -> Result<std::ops::Range<usize>, LedgerError> {
+    Ok(ledger.position(*wanted.start())?..ledger.position(*wanted.end())? + 1)
+}
+
+/// Rounds that are folded in one pass over a base, few enough that their files can all be open.
+fn passes(
+    ledger: &Ledger,
+    positions: std::ops::Range<usize>,
+) -> Result<Vec<Vec<(usize, CheckedRound)>>, LedgerError> {
+    let mut passes: Vec<Vec<_>> = Vec::new();
+    let mut deltas = 0;
+    for position in positions {
+        let checked = check_round(ledger, position)?;
+        deltas += checked.deltas.len();
+        if passes.is_empty() || deltas > DELTAS_AT_ONCE {
+            passes.push(Vec::new());
+            deltas = checked.deltas.len();
+        }
+        passes.last_mut().expect("it was pushed").push((position, checked));
+    }
+    Ok(passes)
+}
+
+/// A round's deltas and scalars, opened and derived again.
+struct Opened<'a> {
+    record: &'a RoundRecord,
+    deltas: Vec<StoredDelta>,
+    plan: Plan,
+    claims: BTreeMap<u64, u64>,
+}
+
+fn replay_pass(
+    ledger: &Ledger,
+    pass: Vec<(usize, CheckedRound)>,
+    options: &ReplayOptions,
+    progress: &dyn Progress,
+) -> Result<Vec<ReplayedRound>, LedgerError> {
+    let first = &ledger.sealed()[pass[0].0].record;
+    let base = ledger.checkpoint(first.base)?;
+    let layout = Layout::of(base.manifest(), ledger.rule())?;
+    let pool = thread_pool(options.fold.threads)?;
+    let tensors = wanted_tensors(&layout, options.tensor.as_deref())?;
+    let mut opened = Vec::new();
+    for (position, checked) in &pass {
+        let record = &ledger.sealed()[*position].record;
+        let deltas = open_deltas(ledger, &layout, record.round, checked)?;
+        progress.begin(&format!("plan {}", record.round), planned_bytes(&layout, &deltas));
+        let plan = pool.install(|| match &options.tensor {
+            None => derive_plan(ledger, &layout, record, &deltas, progress),
+            Some(_) => one_tensor_plan(ledger, &layout, record, &deltas, &tensors, progress),
+        })?;
+        progress.end();
+        let claims = claims(&record.skipped);
+        let folds = |t: &u64| layout.tensors.iter().any(|tensor| tensor.position as u64 == *t);
+        if let Some(&tensor) = claims.keys().find(|t| !folds(t)) {
+            return Err(Disagreement::SkippedUnknown { round: record.round, tensor }.into());
+        }
+        opened.push(Opened { record, deltas, plan, claims });
+    }
+    let rounds = opened
+        .iter()
+        .map(|o| RoundFold {
+            deltas: &o.deltas,
+            plan: &o.plan,
+            step: step(ledger.rule(), o.deltas.len()),
+            skipped: Some(&o.claims),
+        })
+        .collect();
+    let mut compare = Compare::new(ledger, &base, &opened)?;
+    progress.begin("replay", tensors.iter().map(|(_, t)| t.grid.rows * t.grid.columns * 4).sum());
+    let job =
+        FoldJob { base: &base, tensors: tensors.clone(), rounds, pool: &pool, path: options.fold.path };
+    fold(&job, &mut compare, progress)?;
+    progress.end();
+    compare.verdict(options.tensor.is_none())?;
+    let replayed = |o: &Opened<'_>| ReplayedRound {
+        round: o.record.round,
+        next: o.record.next,
+        miners: o.deltas.len(),
+        tensors: tensors.len(),
+    };
+    Ok(opened.iter().map(replayed).collect())
+}
+
+fn wanted_tensors<'a>(
+    layout: &'a Layout,
+    only: Option<&str>,
+) -> Result<Vec<(usize, &'a TensorLayout)>, LedgerError> {
+    let all = layout.tensors.iter().enumerate();
+    let wanted: Vec<_> = all.filter(|(_, t)| only.is_none_or(|name| t.name == name)).collect();
+    match only {
+        Some(name) if wanted.is_empty() => Err(LedgerError::NoTensor { name: name.to_owned() }),
+        _ => Ok(wanted),
+    }
+}
+
+fn open_deltas(
+    ledger: &Ledger,
+    layout: &Layout,
+    round: u64,
+    checked: &CheckedRound,
+) -> Result<Vec<StoredDelta>, LedgerError> {
+    let open = |(miner, id): &(String, ManifestId)| {
+        let delta = StoredDelta::open(ledger.place(), *id)?;
+        if !layout.is_delta(delta.manifest()) {
+            return Err(Disagreement::Layout { round, miner: miner.clone() }.into());
+        }
+        Ok(delta)
+    };
+    checked.deltas.iter().map(open).collect()
+}
+
+/// The whole plan, derived from the deltas and compared with the record's root.
+fn derive_plan(
+    ledger: &Ledger,
+    layout: &Layout,
+    record: &RoundRecord,
+    deltas: &[StoredDelta],
+    progress: &dyn Progress,
+) -> Result<Plan, LedgerError> {
+    let plan = plan(layout, ledger.rule(), deltas, progress)?;
+    let expected = plan_pieces(&plan).artifact;
+    if expected != record.plan {
+        let at = first_row_that_differs(ledger, layout, record, &plan);
+        let (round, expected, found) = (record.round, expected.root, record.plan.root);
+        return Err(Disagreement::Plan { round, expected, found, at }.into());
+    }
+    Ok(plan)
+}
+
+/// Where the stored plan, if it is there and is the record's, differs from the derived one.
+fn first_row_that_differs(
+    ledger: &Ledger,
+    layout: &Layout,
+    record: &RoundRecord,
+    derived: &Plan,
+) -> String {
+    let Ok(stored) = stored_plan(ledger, layout, record, derived.miners) else {
+        return String::new();
+    };
+    let row = stored.rows.iter().zip(&derived.rows).position(|(a, b)| a != b);
+    let text = |row: usize| {
+        let (tensor, miner) = (row / derived.miners, row % derived.miners);
+        format!("; first at {}, miner {miner} in ledger order", layout.tensors[tensor].name)
+    };
+    row.map_or_else(String::new, text)
+}
+
+fn stored_plan(
+    ledger: &Ledger,
+    layout: &Layout,
+    record: &RoundRecord,
+    miners: usize,
+) -> Result<Plan, LedgerError> {
+    let bins = 1 << ledger.rule().code_bits();
+    let stored =
+        segment::plans::load(ledger.place(), record.plan, layout.tensors.len(), miners, bins)
+            .map_err(StoreError::from)?;
+    let found = plan_pieces(&stored).artifact;
+    if found != record.plan {
+        let (round, expected, found) = (record.round, record.plan.root, found.root);
+        return Err(Disagreement::Plan { round, expected, found, at: String::new() }.into());
+    }
+    Ok(stored)
+}
+
+/// The sealed plan with the rows of the wanted tensor derived again and compared.
+fn one_tensor_plan(
+    ledger: &Ledger,
+    layout: &Layout,
+    record: &RoundRecord,
+    deltas: &[StoredDelta],
+    tensors: &[(usize, &TensorLayout)],
+    progress: &dyn Progress,
+) -> Result<Plan, LedgerError> {
+    let stored = stored_plan(ledger, layout, record, deltas.len())?;
+    for &(planned, tensor) in tensors {
+        let alone = Layout { tensors: vec![tensor.clone()], frozen: Vec::new() };
+        let derived = plan(&alone, ledger.rule(), deltas, progress)?;
+        if derived.rows != stored.tensor(planned) {
+            let (round, found) = (record.round, record.plan.root);
+            let expected = plan_pieces(&derived).artifact.root;
+            let at = format!("; the rows of {} differ", tensor.name);
+            return Err(Disagreement::Plan { round, expected, found, at }.into());
+        }
+    }
+    Ok(stored)
+}
+
+/// Compares what a fold gives with what was sealed.
+struct Compare<'a> {
+    ledger: &'a Ledger,
+    rounds: Vec<Comparison<'a>>,
+}
+
+/// One round under comparison.
+struct Comparison<'a> {
+    record: &'a RoundRecord,
+    /// The sealed state after the round, if its hashes are there.
+    sealed: Option<StoredCheckpoint>,
+    /// The state after the round as replayed, by manifest position.
+    replayed: Vec<Descriptor>,
+    claims: &'a BTreeMap<u64, u64>,
+    first: Option<Disagreement>,
+}
+
+impl<'a> Compare<'a> {
+    fn new(
+        ledger: &'a Ledger,
+        base: &StoredCheckpoint,
+        opened: &'a [Opened<'a>],
+    ) -> Result<Self, StoreError> {
+        let replayed = base.manifest().descriptors().to_vec();
+        let comparison = |o: &'a Opened<'a>| Comparison {
+            record: o.record,
+            // Without its hashes a difference is still found, by the root; only its place is not.
+            sealed: ledger.checkpoint(o.record.next).ok(),
+            replayed: replayed.clone(),
+            claims: &o.claims,
+            first: None,
+        };
+        Ok(Self { ledger, rounds: opened.iter().map(comparison).collect() })
+    }
+
+    /// The first disagreement, oldest round first; with `whole`, the manifests as well.
+    fn verdict(self, whole: bool) -> Result<(), LedgerError> {
+        for mut round in self.rounds {
+            if let Some(first) = round.first.take() {
+                return Err(first.into());
+            }
+            if whole {
+                let expected = manifest_id(&Manifest::new(round.replayed)?);
+                let (number, found) = (round.record.round, round.record.next);
+                if expected != found {
+                    return Err(Disagreement::Next { round: number, expected, found }.into());
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl FoldOutput for Compare<'_> {
+    fn state(&mut self, _: &TensorLayout, _: &[u8]) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn done(
+        &mut self,
+        tensor: &TensorLayout,
+        outcomes: Vec<TensorOutcome>,
+    ) -> Result<(), StoreError> {
+        let native = self.ledger.rule().dialect == crate::types::rule::Dialect::Native;
+        for (round, outcome) in self.rounds.iter_mut().zip(outcomes) {
+            round.replayed[tensor.position].root = outcome.pieces.artifact.root;
+            if round.first.is_none() {
+                round.first = round.disagreement(tensor, &outcome, native);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Comparison<'_> {
+    fn disagreement(
+        &self,
+        tensor: &TensorLayout,
+        outcome: &TensorOutcome,
+        native: bool,
+    ) -> Option<Disagreement> {
+        let (round, name) = (self.record.round, || tensor.name.clone());
+        let claimed = self.claims.get(&(tensor.position as u64)).copied();
+        let (expected, found) = (outcome.findings.delta_non_finite, claimed);
+        if expected != found {
+            return Some(Disagreement::Skipped { round, tensor: name(), expected, found });
+        }
+        let not_finite = expected.or(outcome.findings.next_non_finite);
+        if let Some(element) = not_finite.filter(|_| native) {
+            return Some(Disagreement::NonFinite { round, tensor: name(), element });
+        }
+        let sealed = self.sealed.as_ref()?;
+        let found = sealed.manifest().descriptors().get(tensor.position)?.root;
+        let expected = outcome.pieces.artifact.root;
+        if expected == found {
+            return None;
+        }
+        let differs = sealed.digests(tensor.position).ok().and_then(|digests| {
+            let pairs = outcome.pieces.digests.iter().zip(&digests);
+            let piece = pairs.clone().position(|(a, b)| a != b)?;
+            Some((piece as u64, outcome.pieces.digests[piece], digests[piece]))
+        });
+        Some(match differs {
+            Some((piece, expected, found)) => {
+                Disagreement::Piece { round, tensor: name(), piece, expected, found }
+            }
+            None => Disagreement::Tensor { round, tensor: name(), expected, found },
+        })
+    }
+}
+

@@ -1,0 +1,157 @@
+//! What a ledger holds, as documents for people and programs.
+
+use serde::Serialize;
+
+use crate::types::{
+    digest::Digest,
+    manifest::ManifestId,
+    record::{LogKeys, RoundRecord},
+    refusal::Refusal,
+    rule::Rule,
+    submission::{Miner, Submission},
+};
+
+use super::{Ledger, LedgerError, check::check_round};
+
+/// A ledger at a glance.
+#[derive(Debug, Serialize)]
+pub struct LedgerView {
+    /// The run's name.
+    pub run: String,
+    /// What the logs' origins start with.
+    pub origin: String,
+    /// Leaf hash of the genesis entry.
+    pub run_id: Digest,
+    /// The verifier keys of both logs.
+    pub log_keys: LogKeys,
+    /// How rounds are folded.
+    pub rule: Rule,
+    /// Number of sealed rounds.
+    pub rounds: usize,
+    /// The first state.
+    pub genesis: ManifestId,
+    /// The newest state.
+    pub head: HeadView,
+    /// Size and root of the rounds log.
+    pub rounds_log: LogView,
+    /// Size and root of the submissions log.
+    pub submissions_log: LogView,
+    /// Submissions that no record disposes of yet.
+    pub open_submissions: u64,
+}
+
+/// The newest state; round null before the first seal.
+#[derive(Debug, Serialize)]
+pub struct HeadView {
+    /// The round it is after.
+    pub round: Option<u64>,
+    /// Root of its manifest.
+    pub root: Digest,
+    /// Number of tensors.
+    pub count: u64,
+    /// Bytes of all of them.
+    pub bytes: u64,
+}
+
+/// A log's newest published head.
+#[derive(Debug, Serialize)]
+pub struct LogView {
+    /// Entries.
+    pub size: u64,
+    /// RFC 6962 root.
+    pub root: Digest,
+}
+
+/// One round, its record and what came of each submission.
+#[derive(Debug, Serialize)]
+pub struct RoundView {
+    /// Index of the record in the rounds log.
+    pub index: u64,
+    /// Leaf hash of the record.
+    pub leaf: Digest,
+    /// The record.
+    pub record: RoundRecord,
+    /// Tensors left unchanged, by name.
+    pub skipped: Vec<String>,
+    /// One per submission and absent miner.
+    pub dispositions: Vec<DispositionView>,
+}
+
+/// What came of a submission.
+#[derive(Debug, Serialize)]
+pub struct DispositionView {
+    /// Index in the submissions log; null for an absent miner.
+    pub index: Option<u64>,
+    /// Whose it is.
+    pub miner: Miner,
+    /// Place in the fold, if it was accepted.
+    pub order: Option<u64>,
+    /// Why not, if it was rejected.
+    pub refusal: Option<Refusal>,
+    /// The file it came in.
+    pub file: Option<String>,
+}
+
+/// A ledger at a glance.
+pub fn show(ledger: &Ledger) -> LedgerView {
+    let (genesis, newest) = (ledger.genesis(), ledger.newest());
+    let view = |log: &crate::store::log::LogReader| LogView { size: log.size(), root: log.root() };
+    LedgerView {
+        run: genesis.run.clone(),
+        origin: genesis.origin.clone(),
+        run_id: ledger.run_id(),
+        log_keys: genesis.log_keys.clone(),
+        rule: genesis.rule.clone(),
+        rounds: ledger.sealed().len(),
+        genesis: genesis.model,
+        head: HeadView {
+            round: ledger.sealed().last().map(|s| s.record.round),
+            root: newest.root,
+            count: newest.count,
+            bytes: newest.bytes,
+        },
+        rounds_log: view(ledger.rounds_log()),
+        submissions_log: view(ledger.submissions_log()),
+        open_submissions: ledger.submissions_log().size().saturating_sub(ledger.window_start()),
+    }
+}
+
+/// One sealed round.
+///
+/// # Errors
+///
+/// [`LedgerError::NoRound`], or [`LedgerError::Disagrees`] if its record does not follow from the
+/// logs.
+pub fn show_round(ledger: &Ledger, round: u64) -> Result<RoundView, LedgerError> {
+    let position = ledger.position(round)?;
+    let sealed = &ledger.sealed()[position];
+    let checked = check_round(ledger, position)?;
+    let window = sealed.record.submissions;
+    let submissions = ledger.submissions(window.start..window.end)?;
+    let file = |at: Option<u64>| {
+        let (_, submission): &(u64, Submission) =
+            submissions.iter().find(|(index, _)| Some(*index) == at)?;
+        submission.file().map(str::to_owned)
+    };
+    let view = |d: crate::types::record::Disposition| {
+        use crate::types::record::Verdict;
+        let (order, refusal) = match d.verdict {
+            Verdict::Accepted { order } => (Some(order), None),
+            Verdict::Rejected(refusal) => (None, Some(refusal)),
+            Verdict::Absent => (None, None),
+        };
+        DispositionView { index: d.index, miner: d.miner, order, refusal, file: file(d.index) }
+    };
+    let base = ledger.checkpoint(sealed.record.base)?;
+    let name = |tensor: u64| {
+        let at = usize::try_from(tensor).ok()?;
+        base.manifest().descriptors().get(at).map(|d| d.name.clone())
+    };
+    Ok(RoundView {
+        index: sealed.index,
+        leaf: sealed.leaf,
+        record: sealed.record.clone(),
+        skipped: sealed.record.skipped.iter().filter_map(|s| name(s.tensor)).collect(),
+        dispositions: checked.disposed.dispositions.into_iter().map(view).collect(),
+    })
+}

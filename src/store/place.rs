@@ -1,0 +1,49 @@
+//! Where everything lies below a ledger's directory.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use super::files::Files;
+
+/// A ledger's directory and the door to it.
+#[derive(Clone)]
+pub struct Place {
+    /// The door to the disk.
+    pub files: Arc<dyn Files>,
+    /// The ledger's directory.
+    pub root: PathBuf,
+}
+
+impl Place {
+    /// The ledger at `root`.
+    pub fn new(files: Arc<dyn Files>, root: &Path) -> Self {
+        Self { files, root: root.to_owned() }
+    }
+
+    /// The rounds log.
+    pub fn rounds_log(&self) -> PathBuf {
+        self.root.join("log/rounds")
+    }
+
+    /// The submissions log.
+    pub fn submissions_log(&self) -> PathBuf {
+        self.root.join("log/submissions")
+    }
+
+    /// The log key, unless it was put elsewhere.
+    pub fn log_key(&self) -> PathBuf {
+        self.root.join("keys/log.key")
+    }
+
+    /// Who is expected in the round that is open.
+    pub fn open_round(&self) -> PathBuf {
+        self.root.join("open-round.json")
+    }
+
+    /// Files under way; emptied when a writer opens the ledger.
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+}
