@@ -28,8 +28,7 @@ use crate::{
     merkle::pieces::{PieceHasher, Pieces},
     store::{
         StoreError,
-        artifacts::{StoredCheckpoint, StoredDelta},
-        segment::verified::VerifiedReader,
+        artifacts::{ArtifactReader, StoredCheckpoint, StoredDelta},
     },
     types::{plan::Plan, progress::Progress},
 };
@@ -271,15 +270,15 @@ fn load_tensor(
 
 /// One miner's two streams of one tensor.
 struct Streams {
-    index: VerifiedReader,
-    code: VerifiedReader,
+    index: ArtifactReader,
+    code: ArtifactReader,
 }
 
 impl Streams {
     fn open(delta: &StoredDelta, tensor: &TensorLayout) -> Result<Self, StoreError> {
         Ok(Self {
-            index: delta.open(DeltaGroup::Index, &tensor.name)?,
-            code: delta.open(DeltaGroup::Code, &tensor.name)?,
+            index: delta.open_artifact(DeltaGroup::Index, &tensor.name)?,
+            code: delta.open_artifact(DeltaGroup::Code, &tensor.name)?,
         })
     }
 
@@ -303,7 +302,7 @@ fn levels_of(
     let of_round = |round: &RoundFold<'_>| {
         let rows = round.plan.tensor(planned);
         let of_miner = |(delta, row): (&StoredDelta, &crate::types::plan::PlanRow)| {
-            let book = Book::from_bytes(&delta.whole(DeltaGroup::Book, &tensor.name)?);
+            let book = Book::from_bytes(&delta.book(&tensor.name)?);
             Ok(levels(&book.lookup, book.shift, row.factor))
         };
         round.deltas.iter().zip(rows).map(of_miner).collect()

@@ -3,6 +3,7 @@
 //! Data flows down the layers: foreign files are read ([`import`]), submissions checked, planned,
 //! folded and sealed into Merkle logs ([`store`]). `ARCHITECTURE.md` has the map.
 
+pub mod cli;
 pub mod codec;
 pub mod export;
 pub mod fold;

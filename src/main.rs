@@ -1,2 +1,5 @@
-//! x
-fn main() {}
+//! The `gradledger` command.
+
+fn main() -> std::process::ExitCode {
+    gradledger::cli::main()
+}

@@ -3,6 +3,7 @@
 //! With the plan the fold is element-wise: any range of any tensor can be replayed alone.
 
 use gradledger_kernels::{
+    KernelError,
     clip::{factors_f32, factors_f64},
     codes,
     levels::levels,
@@ -12,7 +13,7 @@ use rayon::prelude::*;
 
 use crate::{
     codec::{
-        book::Book,
+        book::{Book, BookError},
         layout::{DeltaGroup, Layout, TensorLayout},
     },
     store::{StoreError, artifacts::StoredDelta},
@@ -22,6 +23,35 @@ use crate::{
         rule::{Norm, SparseMeanSgd},
     },
 };
+
+/// A plan that cannot be derived.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanStepError {
+    /// A delta's bytes are missing or do not have their root.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A stored book that intake would refuse: it should not have been accepted.
+    #[error("miner {miner} in ledger order, {tensor}: {source}")]
+    Book {
+        /// Place in ledger order.
+        miner: usize,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        source: BookError,
+    },
+    /// Stored codes that intake would refuse.
+    #[error("miner {miner} in ledger order, {tensor}: {source}")]
+    Codes {
+        /// Place in ledger order.
+        miner: usize,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with them.
+        source: KernelError,
+    },
+}
 
 /// Codes that are decoded at once, in bytes.
 const CODE_BYTES_AT_ONCE: u64 = 256 << 10;
@@ -34,7 +64,8 @@ const CODE_BYTES_AT_ONCE: u64 = 256 << 10;
 ///
 /// # Errors
 ///
-/// [`StoreError`] if a delta's bytes are missing or do not have their root.
+/// [`PlanStepError`] if a delta's bytes are missing, do not have their root, or break the rules that
+/// intake holds deltas to.
 ///
 /// # Source
 ///
@@ -44,17 +75,17 @@ pub fn plan(
     rule: &SparseMeanSgd,
     deltas: &[StoredDelta],
     progress: &dyn Progress,
-) -> Result<Plan, StoreError> {
+) -> Result<Plan, PlanStepError> {
     let pairs: Vec<_> =
-        layout.tensors.iter().flat_map(|t| deltas.iter().map(move |d| (t, d))).collect();
+        layout.tensors.iter().flat_map(|t| deltas.iter().enumerate().map(move |d| (t, d))).collect();
     let scalars = pairs
         .into_par_iter()
-        .map(|(tensor, delta)| {
-            let scalars = scalars(tensor, rule.norm, delta)?;
+        .map(|(tensor, (miner, delta))| {
+            let scalars = scalars(tensor, rule, miner, delta)?;
             progress.advance(tensor.grid.blocks() * tensor.code_bytes_per_block());
             Ok(scalars)
         })
-        .collect::<Result<Vec<_>, StoreError>>()?;
+        .collect::<Result<Vec<_>, PlanStepError>>()?;
     let mut rows = Vec::with_capacity(scalars.len());
     for tensor in scalars.chunks(deltas.len().max(1)) {
         let norms: Vec<f64> = tensor.iter().map(|(norm, _)| *norm).collect();
@@ -85,16 +116,20 @@ fn factors(norm: Norm, norms: &[f64]) -> Vec<f32> {
 /// Norm and code counts of one miner's values in one tensor.
 fn scalars(
     tensor: &TensorLayout,
-    norm: Norm,
+    rule: &SparseMeanSgd,
+    miner: usize,
     delta: &StoredDelta,
-) -> Result<(f64, Vec<u64>), StoreError> {
-    let book = Book::from_bytes(&delta.whole(DeltaGroup::Book, &tensor.name)?);
+) -> Result<(f64, Vec<u64>), PlanStepError> {
+    let name = || tensor.name.clone();
+    let book = Book::from_bytes(&delta.book(&tensor.name)?);
+    book.check(rule.dialect)
+        .map_err(|source| PlanStepError::Book { miner, tensor: name(), source })?;
     // A factor of 1 changes no value: these are `lookup + shift`.
     let values = levels(&book.lookup, book.shift, 1.0);
     let mut counts = vec![0; values.len()];
     let mut torch = TorchCpuNorm::new();
     let (mut packed, mut decoded) = (Vec::new(), Vec::new());
-    let mut reader = delta.open(DeltaGroup::Code, &tensor.name)?;
+    let mut reader = delta.open_artifact(DeltaGroup::Code, &tensor.name)?;
     let (k, bits) = (usize::try_from(tensor.k).expect("k is at most 4096"), tensor.code_bits);
     let blocks_at_once = CODE_BYTES_AT_ONCE / tensor.code_bytes_per_block();
     let mut blocks_left = tensor.grid.blocks();
@@ -103,15 +138,17 @@ fn scalars(
         let bytes = blocks * tensor.code_bytes_per_block();
         packed.resize(usize::try_from(bytes).expect("at most 256 KiB"), 0);
         reader.read_exact(&mut packed)?;
+        codes::check_padding(&packed, k, bits)
+            .map_err(|source| PlanStepError::Codes { miner, tensor: name(), source })?;
         codes::count(&packed, k, bits, &mut counts);
-        if norm == Norm::TorchCpuF32 {
+        if rule.norm == Norm::TorchCpuF32 {
             decoded.clear();
             codes::values(&packed, k, bits, &values, &mut decoded);
             torch.push(&decoded);
         }
         blocks_left -= blocks;
     }
-    let norm = match norm {
+    let norm = match rule.norm {
         Norm::HistogramF64 => histogram_f64(&counts, &values),
         Norm::TorchCpuF32 => f64::from(torch.finish()),
     };

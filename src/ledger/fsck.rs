@@ -136,7 +136,7 @@ fn deltas(
                 let delta = StoredDelta::open(ledger.place(), *id)?;
                 for tensor in &layout.tensors {
                     for group in DeltaGroup::ALL {
-                        delta.open(group, &tensor.name)?.verify_to_end(progress)?;
+                        delta.open_artifact(group, &tensor.name)?.verify_to_end(progress)?;
                     }
                 }
                 report.deltas += 1;

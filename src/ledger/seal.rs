@@ -272,7 +272,7 @@ impl FoldOutput for Store<'_> {
             }
             // The next call takes the base's tensor over.
             Some(element) => {
-                self.writer.abandon()?;
+                self.writer.abandon();
                 match self.dialect {
                     Dialect::Templar => {
                         self.skipped.push(Skipped { tensor: tensor.position as u64, element });

@@ -13,7 +13,7 @@ pub mod place;
 pub mod quarantine;
 pub mod segment;
 
-use crate::types::json::JsonError;
+use crate::types::{digest::Digest, json::JsonError};
 
 /// Something on disk is missing, wrong, or could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +35,32 @@ pub enum StoreError {
         /// What is wrong with it.
         source: JsonError,
     },
+    /// Bytes that are not what their root says.
+    #[error("{what}: piece {piece} has digest {found}, its root asks for {expected}")]
+    Piece {
+        /// Whose piece.
+        what: String,
+        /// Which piece of 64 KiB, from 0.
+        piece: u64,
+        /// As the root says.
+        expected: Digest,
+        /// As it was read.
+        found: Digest,
+    },
+    /// A segment of an artifact that is missing or does not read.
+    #[error("{what}: {source}")]
+    Artifact {
+        /// Which artifact.
+        what: String,
+        /// What is wrong with its segment.
+        source: segment::SegmentError,
+    },
+    /// A manifest without the artifact that is wanted.
+    #[error("{what}: its manifest does not name it")]
+    NoArtifact {
+        /// Which artifact.
+        what: String,
+    },
     /// A segment.
     #[error(transparent)]
     Segment(#[from] segment::SegmentError),
@@ -47,4 +73,11 @@ pub enum StoreError {
     /// A key.
     #[error(transparent)]
     Key(#[from] keys::KeyError),
+}
+
+impl StoreError {
+    /// Whether stored bytes contradict a digest, rather than being out of reach.
+    pub fn is_mismatch(&self) -> bool {
+        !matches!(self, Self::Io { .. } | Self::Key(_))
+    }
 }

@@ -1,0 +1,391 @@
+//! The commands: arguments in, one call to the ledger, its report out.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::{
+    export::{ExportDtype, export as export_checkpoint},
+    import::templar::PeersFile,
+    ledger::{
+        At, Ledger,
+        diff::{TensorDiff, diff as diff_states},
+        fsck::fsck as check_ledger,
+        import::{Gradients, ImportReport, Peers, import_templar},
+        init::{InitOptions, init as make_ledger},
+        replay::{ReplayOptions, replay as replay_rounds},
+        seal::{FoldOptions, SealReport, seal as seal_round},
+        show as views,
+        writer::LedgerWriter,
+    },
+    types::{
+        bits::F32Bits,
+        digest::Digest,
+        json,
+        manifest::ManifestId,
+        progress::Progress,
+        record::RoundsEntry,
+        rule::{Dialect, Mean, Norm, SparseMeanSgd},
+        submission::Submission,
+    },
+};
+
+use super::{
+    DiffArgs, DtypeName, ExportArgs, FoldArgs, FsckArgs, ImportTemplarArgs, InitArgs, LogArgs,
+    MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
+    exit::CliError,
+    output::{print, size},
+};
+
+type Done = Result<(), CliError>;
+
+impl From<&FoldArgs> for FoldOptions {
+    fn from(args: &FoldArgs) -> Self {
+        Self { threads: args.threads, ..Self::default() }
+    }
+}
+
+impl From<&InitArgs> for SparseMeanSgd {
+    fn from(args: &InitArgs) -> Self {
+        let dialect = match args.rule {
+            RuleName::Templar => Dialect::Templar,
+            RuleName::Native => Dialect::Native,
+        };
+        let norm = match (args.norm, dialect) {
+            (Some(NormName::HistogramF64), _) | (None, Dialect::Native) => Norm::HistogramF64,
+            (Some(NormName::TorchCpuF32), _) | (None, Dialect::Templar) => Norm::TorchCpuF32,
+        };
+        let mean = match args.mean {
+            MeanName::Contributors => Mean::Contributors,
+            MeanName::All => Mean::All,
+        };
+        Self {
+            dialect,
+            chunk: args.chunk,
+            top_k: args.top_k,
+            bins: args.bins,
+            lr_f32: F32Bits(args.lr),
+            mean,
+            norm,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct InitDocument {
+    run: String,
+    run_id: Digest,
+    model: ManifestId,
+    log_keys: crate::types::record::LogKeys,
+    frozen: Vec<String>,
+    left_out: Vec<String>,
+}
+
+pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
+    let options = InitOptions {
+        run: args.run.clone(),
+        origin: args.origin.clone().unwrap_or_else(|| args.run.clone()),
+        checkpoint: &args.checkpoint,
+        select: args.select.as_deref(),
+        rule: SparseMeanSgd::from(args),
+        frozen: args.frozen,
+        key_file: args.key.log_key_file.as_deref(),
+    };
+    let report = make_ledger(&args.ledger, &options, progress)?;
+    for (name, why) in &report.frozen {
+        progress.note(&format!("frozen {name}: {why}"));
+    }
+    for name in &report.left_out {
+        progress.note(&format!("left out {name}"));
+    }
+    let genesis = report.ledger.genesis();
+    let document = InitDocument {
+        run: genesis.run.clone(),
+        run_id: report.ledger.run_id(),
+        model: genesis.model,
+        log_keys: genesis.log_keys.clone(),
+        frozen: report.frozen.into_iter().map(|(name, _)| name).collect(),
+        left_out: report.left_out,
+    };
+    print(args.json, &document, || {
+        let ManifestId { root, count, bytes } = document.model;
+        format!(
+            "run {} {}\nmodel {root}\n{count} tensors, {}\nlog keys, to give to auditors:\n  {}\n  {}\n",
+            document.run,
+            document.run_id,
+            size(bytes),
+            document.log_keys.rounds,
+            document.log_keys.submissions
+        )
+    })
+}
+
+pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
+    let peers = match &args.peers_file {
+        Some(path) => {
+            let file = PeersFile::open(path)?;
+            Some(Peers { listed: file.peers, reserve: file.reserve_peers })
+        }
+        None if args.peers.is_empty() => None,
+        None => Some(Peers { listed: args.peers.clone(), reserve: args.reserve.clone() }),
+    };
+    let gradients = match (&args.gradients, &args.aggregator) {
+        (Some(directory), _) => Gradients::Directory(directory),
+        (None, Some(file)) => Gradients::Aggregator(file),
+        (None, None) => unreachable!("clap asks for one of them"),
+    };
+    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let report = import_templar(&mut writer, args.round, &gradients, peers, progress)?;
+    print(args.json, &report, || import_text(&report))
+}
+
+pub(super) fn import_text(report: &ImportReport) -> String {
+    let mut text = format!("round {} is open\n", report.round);
+    for file in &report.files {
+        let reason = file.reason.as_ref().map_or_else(String::new, |reason| format!(" {reason}"));
+        let _ = writeln!(text, "  uid {:<5} {:8} {}{reason}", file.uid, file.outcome, file.file);
+    }
+    for uid in &report.absent {
+        let _ = writeln!(text, "  uid {uid:<5} absent");
+    }
+    if !report.others.is_empty() {
+        let _ = writeln!(text, "left alone: {}", report.others.join(", "));
+    }
+    text
+}
+
+pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
+    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    print(args.json, &report, || seal_text(&report))
+}
+
+pub(super) fn seal_text(report: &SealReport) -> String {
+    let mut text = format!("sealed round {}\n", report.round);
+    for line in &report.accepted {
+        let _ = writeln!(text, "  {:>3}  {}", line.order, whose(line.uid, line.miner));
+    }
+    for line in &report.rejected {
+        let details = line.details.as_ref().unwrap_or(&line.reason);
+        let _ = writeln!(text, "  ---  {}  {details}", whose(line.uid, line.miner));
+    }
+    for name in &report.skipped {
+        let _ = writeln!(text, "  left unchanged (its delta is not finite): {name}");
+    }
+    let _ = writeln!(text, "record {}\nnext   {}", report.record, report.next.root);
+    text
+}
+
+fn whose(uid: Option<u16>, miner: Option<Digest>) -> String {
+    match (uid, miner) {
+        (Some(uid), _) => format!("uid {uid}"),
+        (None, Some(key)) => key.to_hex(),
+        (None, None) => String::new(),
+    }
+}
+
+pub fn replay(args: &ReplayArgs, progress: &dyn Progress) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let options = ReplayOptions {
+        rounds: args.round.first..=args.round.last,
+        tensor: args.tensor.clone(),
+        fold: (&args.fold).into(),
+    };
+    let report = replay_rounds(&ledger, &options, progress)?;
+    print(args.json, &report, || {
+        let mut text = String::new();
+        for round in &report.rounds {
+            let (n, miners, tensors) = (round.round, round.miners, round.tensors);
+            let _ = writeln!(
+                text,
+                "round {n}: equal, {miners} miners, {tensors} tensors, next {}",
+                round.next.root
+            );
+        }
+        text
+    })
+}
+
+#[derive(Serialize)]
+struct ExportDocument {
+    files: Vec<ExportedFile>,
+}
+
+#[derive(Serialize)]
+struct ExportedFile {
+    name: String,
+    sha256: Digest,
+}
+
+pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let state = ledger.state(args.round)?;
+    let checkpoint = ledger.checkpoint(state).map_err(crate::ledger::LedgerError::from)?;
+    let dtype = match args.dtype {
+        DtypeName::F32 => ExportDtype::F32,
+        DtypeName::Bf16 => ExportDtype::Bf16,
+    };
+    progress.begin("export", state.bytes);
+    let files = &*ledger.place().files;
+    let written =
+        export_checkpoint(&checkpoint, dtype, args.shard_bytes, files, &args.out, progress)
+            .map_err(crate::ledger::LedgerError::from)?;
+    progress.end();
+    let file = |(name, sha256)| ExportedFile { name, sha256 };
+    let document = ExportDocument { files: written.into_iter().map(file).collect() };
+    print(args.json, &document, || {
+        document.files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect()
+    })
+}
+
+pub fn show(args: &ShowArgs) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let Some(round) = args.round else {
+        let view = views::show(&ledger);
+        return print(args.json, &view, || show_text(&view));
+    };
+    let view = views::show_round(&ledger, round)?;
+    print(args.json, &view, || round_text(&view))
+}
+
+fn show_text(view: &views::LedgerView) -> String {
+    let head = &view.head;
+    let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
+    format!(
+        "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
+         {} tensors, {}\nlog keys   {}\n           {}\n",
+        view.run,
+        view.run_id,
+        view.rounds,
+        view.open_submissions,
+        head.root,
+        head.count,
+        size(head.bytes),
+        view.log_keys.rounds,
+        view.log_keys.submissions
+    )
+}
+
+fn round_text(view: &views::RoundView) -> String {
+    let record = &view.record;
+    let mut text = format!(
+        "round      {} (entry {}, {})\nbase       {}\nnext       {}\nplan       {}\n",
+        record.round, view.index, view.leaf, record.base.root, record.next.root, record.plan.root
+    );
+    for line in &view.dispositions {
+        let (miner, index) = (line.miner.to_string(), line.index.map(|i| format!(" (entry {i})")));
+        let what = match (&line.order, &line.refusal) {
+            (Some(order), _) => format!("accepted, order {order}"),
+            (None, Some(refusal)) => refusal.to_string(),
+            (None, None) => "absent".to_owned(),
+        };
+        let _ = writeln!(text, "  {miner}{}: {what}", index.unwrap_or_default());
+    }
+    for name in &view.skipped {
+        let _ = writeln!(text, "  left unchanged (its delta is not finite): {name}");
+    }
+    text
+}
+
+#[derive(Serialize)]
+struct LogDocument {
+    log: &'static str,
+    size: u64,
+    root: Digest,
+    entries: Vec<LogLine>,
+}
+
+#[derive(Serialize)]
+struct LogLine {
+    index: u64,
+    leaf: Digest,
+    entry: serde_json::Value,
+    #[serde(skip)]
+    text: String,
+}
+
+pub fn log(args: &LogArgs) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let (name, log) = if args.submissions {
+        ("submissions", ledger.submissions_log())
+    } else {
+        ("rounds", ledger.rounds_log())
+    };
+    let entries = log.entries(0..log.size()).map_err(crate::ledger::LedgerError::from)?;
+    let entries = entries
+        .map(|entry| {
+            let (index, bytes) = entry.map_err(crate::ledger::LedgerError::from)?;
+            let read = |source| crate::ledger::LedgerError::Entry { log: name, index, source };
+            let text = if args.submissions {
+                submission_line(&json::from_slice(&bytes).map_err(read)?)
+            } else {
+                round_line(&json::from_slice(&bytes).map_err(read)?)
+            };
+            let entry = serde_json::from_slice(&bytes).map_err(CliError::Json)?;
+            Ok(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text })
+        })
+        .collect::<Result<Vec<_>, CliError>>()?;
+    let document = LogDocument { log: name, size: log.size(), root: log.root(), entries };
+    print(args.json, &document, || {
+        let line = |l: &LogLine| format!("{:>6}  {:.16}  {}\n", l.index, l.leaf.to_hex(), l.text);
+        let mut text: String = document.entries.iter().map(line).collect();
+        let _ = writeln!(text, "size {} root {}", document.size, document.root);
+        text
+    })
+}
+
+fn round_line(entry: &RoundsEntry) -> String {
+    match entry {
+        RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
+        RoundsEntry::Round(record) => format!("round {}  next {}", record.round, record.next.root),
+    }
+}
+
+fn submission_line(entry: &Submission) -> String {
+    use crate::types::submission::Outcome;
+    let Submission::Fetched(fetched) = entry;
+    let outcome = match &fetched.outcome {
+        Outcome::Delta(id) => format!("delta {}", id.root),
+        Outcome::Refused(refusal) => format!("refused {refusal}"),
+        Outcome::Unread => "unread".to_owned(),
+    };
+    format!("fetched  round {}  uid {}  {outcome}", fetched.round, fetched.uid)
+}
+
+#[derive(Serialize)]
+struct DiffDocument {
+    tensors: Vec<TensorDiff>,
+}
+
+pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let newest = || ledger.sealed().last().map_or(At::Genesis, |s| At::Round(s.record.round));
+    let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
+    let document = DiffDocument { tensors };
+    print(args.json, &document, || {
+        let mut text = format!("{:>14} {:>14} {:>12} {:>12}  tensor\n", "changed", "of", "max", "rms");
+        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4e}"));
+        for t in &document.tensors {
+            let (max, rms) = (number(t.max_abs), number(t.rms));
+            let _ = writeln!(text, "{:>14} {:>14} {max:>12} {rms:>12}  {}", t.changed, t.elements, t.name);
+        }
+        text
+    })
+}
+
+pub fn fsck(args: &FsckArgs, progress: &dyn Progress) -> Done {
+    let ledger = Ledger::open(&args.ledger)?;
+    let report = check_ledger(&ledger, (&args.fold).into(), progress)?;
+    print(args.json, &report, || {
+        format!(
+            "everything agrees: {} log entries, {} states, {} deltas, {} refused files, {} rounds \
+             folded again, {} hashed\n",
+            report.log_entries,
+            report.checkpoints,
+            report.deltas,
+            report.quarantined,
+            report.rounds,
+            size(report.bytes)
+        )
+    })
+}

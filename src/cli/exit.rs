@@ -1,0 +1,65 @@
+//! Exit codes: what a script can tell apart.
+
+use crate::{
+    import::ImportError,
+    ledger::LedgerError,
+    store::{StoreError, lock::LockError},
+};
+
+const FAILURE: u8 = 1;
+const USAGE: u8 = 2;
+const NO_LEDGER: u8 = 10;
+const LOCKED: u8 = 11;
+const MISMATCH: u8 = 20;
+const BAD_SIGNATURE: u8 = 21;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CliError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Import(#[from] ImportError),
+    #[error("writing JSON: {0}")]
+    Json(serde_json::Error),
+    #[error("writing to stdout: {0}")]
+    Stdout(std::io::Error),
+    #[error("{path}: {source}")]
+    Io { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{path} is not empty; give a new or an empty directory with --dir")]
+    NotEmpty { path: std::path::PathBuf },
+    #[error("the demo did not give what it should: {0}")]
+    Demo(&'static str),
+}
+
+/// The exit code of `error`.
+pub fn code(error: &CliError) -> u8 {
+    match error {
+        CliError::Ledger(error) => ledger_code(error),
+        _ => FAILURE,
+    }
+}
+
+fn ledger_code(error: &LedgerError) -> u8 {
+    match error {
+        LedgerError::NoLedger { .. } => NO_LEDGER,
+        LedgerError::Locked(LockError::Held { .. }) => LOCKED,
+        LedgerError::Disagrees(_) | LedgerError::Entry { .. } | LedgerError::EntryKind { .. } => MISMATCH,
+        LedgerError::Plan(crate::plan::PlanStepError::Store(error)) => store_code(error),
+        LedgerError::Plan(_) | LedgerError::Fold(crate::fold::FoldError::Kernel { .. }) => MISMATCH,
+        LedgerError::Fold(crate::fold::FoldError::Store(error))
+        | LedgerError::Store(error)
+        | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
+        LedgerError::Note(_) => BAD_SIGNATURE,
+        LedgerError::Rule(_)
+        | LedgerError::NoRound { .. }
+        | LedgerError::NoTensor { .. }
+        | LedgerError::Peers(_) => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn store_code(error: &StoreError) -> u8 {
+    if error.is_mismatch() { MISMATCH } else { FAILURE }
+}

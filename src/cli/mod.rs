@@ -1,0 +1,344 @@
+//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+mod commands;
+mod demo;
+mod exit;
+mod output;
+mod progress;
+
+use crate::ledger::At;
+
+/// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
+#[derive(Debug, Parser)]
+#[command(name = "gradledger", version, about, arg_required_else_help = true)]
+#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 10 no ledger, 11 locked by another \
+writer,\n20 hash or replay mismatch, 21 bad signature, 130 interrupted.")]
+struct Cli {
+    /// No progress, no talk.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    Demo(DemoArgs),
+    /// Starts a run from a checkpoint.
+    Init(InitArgs),
+    /// Takes in files of other systems.
+    #[command(subcommand)]
+    Import(ImportCommand),
+    /// Folds what was submitted for a round into the next checkpoint and seals it.
+    Seal(SealArgs),
+    /// Folds sealed rounds again and compares every root.
+    Replay(ReplayArgs),
+    /// Writes a checkpoint as safetensors files.
+    Export(ExportArgs),
+    /// Shows a ledger, or one of its rounds.
+    Show(ShowArgs),
+    /// Lists the entries of the rounds log, or of the submissions log.
+    Log(LogArgs),
+    /// Compares two checkpoints tensor by tensor.
+    Diff(DiffArgs),
+    /// Re-hashes and re-derives everything.
+    Fsck(FsckArgs),
+    /// Prints a completion script.
+    Completions {
+        /// For which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Where to put the demo's ledger and files: a new or an empty directory.
+    #[arg(long, default_value = "gradledger-demo")]
+    dir: PathBuf,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct InitArgs {
+    /// The ledger's directory, to be made.
+    ledger: PathBuf,
+    /// Name of the run.
+    #[arg(long)]
+    run: String,
+    /// What the logs' origins start with, like a URL without a schema [default: the run's name].
+    #[arg(long)]
+    origin: Option<String>,
+    /// safetensors file, or directory of safetensors or of a PyTorch distributed checkpoint.
+    #[arg(long, value_name = "FILE|DIR")]
+    checkpoint: PathBuf,
+    /// Whose customs the fold follows.
+    #[arg(long, value_enum)]
+    rule: RuleName,
+    /// Outer learning rate.
+    #[arg(long, default_value = "0.4")]
+    lr: f32,
+    /// Target length of a block's side.
+    #[arg(long, default_value_t = 64)]
+    chunk: u64,
+    /// Entries kept of each block, at most.
+    #[arg(long, default_value_t = 64)]
+    top_k: u64,
+    /// Size of a quantisation book: 4, 16 or 256.
+    #[arg(long, default_value_t = 4)]
+    bins: u64,
+    /// How norms are computed [default: torch-cpu-f32 for templar, histogram-f64 for native].
+    #[arg(long, value_enum)]
+    norm: Option<NormName>,
+    /// What an element's sum is divided by.
+    #[arg(long, value_enum, default_value = "contributors")]
+    mean: MeanName,
+    /// Records tensors that the rule cannot take, and never changes them.
+    #[arg(long)]
+    frozen: bool,
+    /// Takes the tensors below this prefix and drops it [default for distributed checkpoints: app.
+    /// or model. where such names exist].
+    #[arg(long, value_name = "PREFIX")]
+    select: Option<String>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct KeyArgs {
+    /// Where the log key lies, if not in the ledger.
+    #[arg(long, value_name = "FILE", env = "GRADLEDGER_LOG_KEY_FILE")]
+    log_key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RuleName {
+    Templar,
+    Native,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum NormName {
+    HistogramF64,
+    TorchCpuF32,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum MeanName {
+    Contributors,
+    All,
+}
+
+#[derive(Debug, Subcommand)]
+enum ImportCommand {
+    /// Templar's gradient files of one round.
+    Templar(ImportTemplarArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator"]))]
+struct ImportTemplarArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// The round: Templar's window.
+    #[arg(long)]
+    round: u64,
+    /// Directory with the gradient-ROUND-UID-vVERSION.pt files.
+    #[arg(long, value_name = "DIR")]
+    gradients: Option<PathBuf>,
+    /// An aggregator file instead, which holds all miners' deltas.
+    #[arg(long, value_name = "FILE")]
+    aggregator: Option<PathBuf>,
+    /// The uids expected, as gathered.
+    #[arg(long, value_delimiter = ',', value_name = "UIDS")]
+    peers: Vec<u16>,
+    /// The uids that take the places of the missing, in this order.
+    #[arg(long, value_delimiter = ',', value_name = "UIDS")]
+    reserve: Vec<u16>,
+    /// Templar's peers file instead of --peers and --reserve.
+    #[arg(long, value_name = "JSON", conflicts_with_all = ["peers", "reserve"])]
+    peers_file: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct FoldArgs {
+    /// Threads of the arithmetic [default: one a core].
+    #[arg(long, default_value_t = 0, hide_default_value = true, env = "GRADLEDGER_THREADS")]
+    threads: usize,
+}
+
+#[derive(Debug, Args)]
+struct SealArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// The round to seal.
+    #[arg(long)]
+    round: u64,
+    #[command(flatten)]
+    key: KeyArgs,
+    #[command(flatten)]
+    fold: FoldArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ReplayArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// One round, or the first and the last of a range.
+    #[arg(long, value_name = "W[..W2]")]
+    round: RoundRange,
+    /// This tensor alone: nothing else is read.
+    #[arg(long, value_name = "NAME")]
+    tensor: Option<String>,
+    #[command(flatten)]
+    fold: FoldArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `W` or `W..W2`, both ends included.
+#[derive(Debug, Clone, Copy)]
+struct RoundRange {
+    first: u64,
+    last: u64,
+}
+
+impl std::str::FromStr for RoundRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |t: &str| t.parse::<u64>().map_err(|_| format!("{t:?} is not a round number"));
+        let (first, last) = text.split_once("..").unwrap_or((text, text));
+        let range = Self { first: number(first)?, last: number(last)? };
+        if range.first <= range.last {
+            Ok(range)
+        } else {
+            Err(format!("round {first} comes after round {last}"))
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct ExportArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// The state after this round, or `genesis`.
+    #[arg(long, value_name = "W|genesis")]
+    round: At,
+    /// A new or an empty directory.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Element type of the weights.
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: DtypeName,
+    /// Most bytes of a shard, unless one tensor is larger.
+    #[arg(long, value_name = "BYTES", default_value_t = crate::export::SHARD_BYTES_MAX)]
+    shard_bytes: u64,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DtypeName {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// One round, with what came of each submission.
+    #[arg(long)]
+    round: Option<u64>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct LogArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// The submissions log instead of the rounds log.
+    #[arg(long)]
+    submissions: bool,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DiffArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// From the state after this round, or `genesis`.
+    #[arg(long, value_name = "W|genesis", default_value = "genesis")]
+    from: At,
+    /// To the state after this round [default: the newest].
+    #[arg(long, value_name = "W|genesis")]
+    to: Option<At>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct FsckArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    #[command(flatten)]
+    fold: FoldArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Parses the arguments, runs the command, and gives its exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let progress = progress::Terminal::new(cli.quiet);
+    let done = match &cli.command {
+        Command::Demo(args) => demo::demo(args, &progress),
+        Command::Init(args) => commands::init(args, &progress),
+        Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
+        Command::Seal(args) => commands::seal(args, &progress),
+        Command::Replay(args) => commands::replay(args, &progress),
+        Command::Export(args) => commands::export(args, &progress),
+        Command::Show(args) => commands::show(args),
+        Command::Log(args) => commands::log(args),
+        Command::Diff(args) => commands::diff(args, &progress),
+        Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut std::io::stdout());
+            Ok(())
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            progress.clear();
+            eprintln!("gradledger: {error}");
+            ExitCode::from(exit::code(&error))
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Checkpoints and deltas as they are stored: segments for the bytes, the hashes store for what the
+//! bytes must be. Whatever is read here has been compared with a digest that its root vouches for.
+
+use std::path::PathBuf;
+
+use super::{
+    StoreError,
+    hashes::{HashesReader, HashesWriter},
+    place::Place,
+    segment::{
+        SegmentError,
+        delta::DeltaSegments,
+        place::delta as delta_dir,
+        tensor::{self, TensorSegment, TensorWriter},
+        verified::VerifiedReader,
+    },
+};
+use crate::{
+    codec::layout::DeltaGroup,
+    merkle::{manifest::manifest_id, pieces::Pieces},
+    types::{
+        digest::Digest,
+        manifest::{Descriptor, Manifest, ManifestId},
+        progress::Progress,
+    },
+};
+
+/// Bytes that are verified at once.
+const CHUNK_BYTES: u64 = 8 << 20;
+
+/// The logical bytes of one artifact, front to back, each piece checked.
+pub struct ArtifactReader {
+    what: String,
+    reader: VerifiedReader,
+}
+
+impl ArtifactReader {
+    /// Fills `buffer` with the next bytes.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Piece`] names the first piece that is not what its root says.
+    pub fn read_exact(&mut self, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.reader.read_exact(buffer).map_err(|error| named(&self.what, error))
+    }
+
+    /// Reads and checks what is left.
+    ///
+    /// # Errors
+    ///
+    /// As [`ArtifactReader::read_exact`].
+    pub fn verify_to_end(&mut self, progress: &dyn Progress) -> Result<(), StoreError> {
+        let mut buffer = Vec::new();
+        loop {
+            let left = self.reader.len() - self.reader.position();
+            if left == 0 {
+                return Ok(());
+            }
+            buffer.resize(small(left.min(CHUNK_BYTES)), 0);
+            self.read_exact(&mut buffer)?;
+            progress.advance(buffer.len() as u64);
+        }
+    }
+}
+
+/// A size of at most some megabytes.
+fn small(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("it is bounded far below a usize")
+}
+
+/// Says whose piece is wrong: a segment's name alone means nothing to a reader.
+fn named(what: &str, error: SegmentError) -> StoreError {
+    match error {
+        SegmentError::Piece { piece, expected, found } => {
+            StoreError::Piece { what: what.to_owned(), piece, expected, found }
+        }
+        source => StoreError::Artifact { what: what.to_owned(), source },
+    }
+}
+
+/// A stored state.
+pub struct StoredCheckpoint {
+    place: Place,
+    hashes: HashesReader,
+}
+
+impl StoredCheckpoint {
+    /// Opens the state `id`: its manifest, checked; tensors are opened when they are read.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Hashes`] if its manifest is missing or not `id`'s.
+    pub fn open(place: &Place, id: ManifestId) -> Result<Self, StoreError> {
+        let hashes = HashesReader::open(&*place.files, &place.root, id)?;
+        Ok(Self { place: place.clone(), hashes })
+    }
+
+    /// The descriptors of its tensors.
+    pub fn manifest(&self) -> &Manifest {
+        self.hashes.manifest()
+    }
+
+    /// The piece digests of the tensor at `position`, checked against its root.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Hashes`].
+    pub fn digests(&self, position: usize) -> Result<Vec<Digest>, StoreError> {
+        Ok(self.hashes.digests(position)?)
+    }
+
+    /// The bytes of the tensor at `position`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its segment or its digests are missing.
+    pub fn tensor(&self, position: usize) -> Result<ArtifactReader, StoreError> {
+        let descriptor = &self.manifest().descriptors()[position];
+        let what = format!("tensor {}", descriptor.name);
+        let open = || {
+            let (files, root) = (&*self.place.files, &self.place.root);
+            let artifact = descriptor.artifact();
+            let segment = TensorSegment::open(files, root, &artifact, descriptor.dtype)?;
+            Ok((std::sync::Arc::new(segment), artifact.bytes))
+        };
+        let (segment, bytes) = open().map_err(|error| named(&what, error))?;
+        let reader = VerifiedReader::new(segment, self.digests(position)?, bytes)
+            .map_err(|error| named(&what, error))?;
+        Ok(ArtifactReader { what, reader })
+    }
+}
+
+/// A stored delta.
+pub struct StoredDelta {
+    hashes: HashesReader,
+    segments: DeltaSegments,
+}
+
+impl StoredDelta {
+    /// Opens the delta `id`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its manifest or its segments are missing.
+    pub fn open(place: &Place, id: ManifestId) -> Result<Self, StoreError> {
+        let hashes = HashesReader::open(&*place.files, &place.root, id)?;
+        let segments = DeltaSegments::open(&*place.files, &delta_dir(&place.root, id.root))?;
+        Ok(Self { hashes, segments })
+    }
+
+    /// The descriptors of its artifacts.
+    pub fn manifest(&self) -> &Manifest {
+        self.hashes.manifest()
+    }
+
+    /// The bytes of `group` of the tensor `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the delta has none, or they are missing.
+    pub fn open_artifact(&self, group: DeltaGroup, name: &str) -> Result<ArtifactReader, StoreError> {
+        let what = format!("{} of {name} in delta {}", group.name(), self.root());
+        let position = self.manifest().position(group.name(), name);
+        let position = position.ok_or_else(|| StoreError::NoArtifact { what: what.clone() })?;
+        let bytes = self.manifest().descriptors()[position].bytes;
+        let source = match group {
+            DeltaGroup::Index => self.segments.index(name),
+            DeltaGroup::Code => self.segments.code(name),
+            DeltaGroup::Book => self.segments.book(name),
+        };
+        let reader = source
+            .and_then(|source| Ok((source, bytes)))
+            .map_err(|error| named(&what, error))
+            .and_then(|(source, bytes)| {
+                let digests = self.hashes.digests(position)?;
+                VerifiedReader::new(source, digests, bytes).map_err(|error| named(&what, error))
+            })?;
+        Ok(ArtifactReader { what, reader })
+    }
+
+    /// All bytes of a small artifact: a book.
+    ///
+    /// # Errors
+    ///
+    /// As [`StoredDelta::open_artifact`].
+    pub fn book(&self, name: &str) -> Result<Vec<u8>, StoreError> {
+        let mut reader = self.open_artifact(DeltaGroup::Book, name)?;
+        let mut bytes = vec![0; small(reader.reader.len())];
+        reader.read_exact(&mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn root(&self) -> Digest {
+        self.hashes.id().root
+    }
+}
+
+/// A state being stored, tensor by tensor in manifest order.
+///
+/// Tensors go to their place as they are done, named by their root; the state is there once its
+/// hashes are. Until a log names it, it is garbage that nothing reads.
+pub struct CheckpointWriter {
+    place: Place,
+    hashes: HashesWriter,
+    descriptors: Vec<Descriptor>,
+    under_way: Option<UnderWay>,
+    tmp: PathBuf,
+}
+
+struct UnderWay {
+    writer: TensorWriter,
+    descriptor: Descriptor,
+}
+
+impl CheckpointWriter {
+    /// Starts a state.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the disk refuses.
+    pub fn create(place: &Place) -> Result<Self, StoreError> {
+        let hashes = HashesWriter::create(&*place.files, &place.tmp().join("state.hashes"))?;
+        let tmp = place.tmp().join("tensor.parquet");
+        Ok(Self { place: place.clone(), hashes, descriptors: Vec::new(), under_way: None, tmp })
+    }
+
+    /// The next bytes of the tensor that `of` describes (its root is not known yet).
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the disk refuses.
+    pub fn write(&mut self, of: &Descriptor, bytes: &[u8]) -> Result<(), StoreError> {
+        if self.under_way.is_none() {
+            let spec = of.spec().expect("a descriptor out of a manifest has a spec");
+            let writer = TensorWriter::create(&*self.place.files, &self.tmp, &spec)?;
+            self.under_way = Some(UnderWay { writer, descriptor: of.clone() });
+        }
+        let under_way = self.under_way.as_mut().expect("it was made above");
+        assert_eq!(under_way.descriptor.name, of.name, "one tensor at a time");
+        Ok(under_way.writer.write(bytes)?)
+    }
+
+    /// The tensor under way is whole and has these pieces.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the disk refuses.
+    pub fn commit(&mut self, pieces: Pieces) -> Result<(), StoreError> {
+        let UnderWay { writer, descriptor } =
+            self.under_way.take().expect("a tensor is written before it is committed");
+        writer.finish()?;
+        let descriptor = Descriptor { root: pieces.artifact.root, ..descriptor };
+        let (files, root) = (&*self.place.files, &self.place.root);
+        tensor::commit(files, root, &self.tmp, &pieces.artifact, descriptor.dtype)?;
+        self.hashes.artifact(&pieces.digests)?;
+        self.descriptors.push(descriptor);
+        Ok(())
+    }
+
+    /// Drops the tensor under way.
+    pub fn abandon(&mut self) {
+        // The next tensor writes over its file.
+        self.under_way = None;
+    }
+
+    /// The next tensor is the one at `position` of `base`, shared and not copied.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its digests are missing.
+    pub fn unchanged(
+        &mut self,
+        base: &StoredCheckpoint,
+        position: usize,
+    ) -> Result<(), StoreError> {
+        self.hashes.artifact(&base.digests(position)?)?;
+        self.descriptors.push(base.manifest().descriptors()[position].clone());
+        Ok(())
+    }
+
+    /// Binds the tensors into a state.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if the disk refuses.
+    pub fn finish(self) -> Result<ManifestId, StoreError> {
+        let manifest =
+            Manifest::new(self.descriptors).expect("descriptors of specs, each written once");
+        let id = manifest_id(&manifest);
+        self.hashes.finish(&*self.place.files, &self.place.root, &manifest)?;
+        Ok(id)
+    }
+}
