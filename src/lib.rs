@@ -3,6 +3,8 @@
 //! Data flows down the layers: foreign files are read ([`import`]), submissions checked, planned,
 //! folded and sealed into Merkle logs ([`store`]). `ARCHITECTURE.md` has the map.
 
+#![forbid(unsafe_code)]
+
 pub mod cli;
 pub mod codec;
 pub mod export;

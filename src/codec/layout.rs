@@ -15,6 +15,8 @@ pub struct TensorLayout {
     pub position: usize,
     /// Its name.
     pub name: String,
+    /// Its rank: 1 or 2.
+    pub rank: usize,
     /// How it is cut.
     pub grid: Grid,
     /// Entries kept of each block: even, at least 2.
@@ -118,6 +120,7 @@ impl Layout {
                 Ok(grid) => layout.tensors.push(TensorLayout {
                     position,
                     name,
+                    rank: descriptor.shape.len(),
                     grid,
                     k: grid.k(rule.top_k),
                     code_bits: rule.code_bits(),

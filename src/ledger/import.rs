@@ -19,13 +19,14 @@ use crate::{
         source::{FileSource, Source},
         templar::{AggregatorFile, ForeignDelta, GradientFile},
     },
-    intake::admit::{Admission, admit},
+    intake::admit::{Admission, Expected, admit},
     store::{StoreError, open_round::OpenRound, quarantine},
     types::{
         digest::Digest,
         manifest::ManifestId,
         progress::Progress,
         record::ACCEPTED_MAX,
+        rule::SparseMeanSgd,
         submission::{Fetched, Miner, Outcome, Submission},
     },
 };
@@ -163,6 +164,7 @@ struct Import {
     round: u64,
     base: ManifestId,
     layout: Layout,
+    rule: SparseMeanSgd,
     peers: Peers,
     found: BTreeMap<u16, Found>,
     aggregator: Option<Aggregator>,
@@ -211,6 +213,7 @@ impl Import {
             round,
             base: ledger.newest(),
             layout: ledger.layout()?,
+            rule: ledger.rule().clone(),
             peers,
             found,
             aggregator,
@@ -291,7 +294,8 @@ impl Import {
             Some(aggregator) => aggregator.file.delta(uid),
             None => GradientFile::open(source.clone()).map(ForeignDelta::from),
         };
-        let outcome = match admit(opened, &self.layout, place, self.round)? {
+        let expected = Expected { layout: &self.layout, rule: &self.rule, round: self.round };
+        let outcome = match admit(opened, expected, place, &format!("uid-{uid}"))? {
             Admission::Delta(id) => Outcome::Delta(id),
             Admission::Refused(refusal) => {
                 let digest = statement.source_sha256;

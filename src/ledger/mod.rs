@@ -21,6 +21,7 @@ use crate::{
     codec::layout::Layout,
     export::ExportError,
     fold::FoldError,
+    intake::admit::AdmitError,
     import::ImportError,
     merkle::note::NoteError,
     plan::PlanStepError,
@@ -58,6 +59,8 @@ pub enum LedgerError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(transparent)]
+    Admit(#[from] AdmitError),
     #[error(transparent)]
     Plan(#[from] PlanStepError),
     #[error(transparent)]

@@ -1,0 +1,154 @@
+//! Imports go down the layers only, and each outside crate has one home. This file holds the list.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// The rooms of `src/`, by layer. Rooms of one layer do not import each other.
+const LAYERS: [(u8, &[&str]); 6] = [
+    (1, &["types"]),
+    (2, &["codec", "merkle"]),
+    (3, &["store", "import"]),
+    (4, &["intake", "plan", "fold", "seal", "export"]),
+    (5, &["ledger"]),
+    (7, &["cli"]),
+];
+
+/// Where each outside crate may be used: paths below `src/` that start so.
+const HOMES: [(&str, &[&str]); 13] = [
+    ("parquet", &["store/segment/"]),
+    ("bytes", &["store/segment/"]),
+    ("ed25519_dalek", &["merkle/note.rs"]),
+    ("base64", &["merkle/", "store/keys/"]),
+    ("getrandom", &["store/keys/"]),
+    ("hex", &["types/digest.rs"]),
+    ("ryu_js", &["types/json.rs"]),
+    ("unicode_normalization", &["types/"]),
+    ("crc32fast", &["import/"]),
+    ("clap", &["cli/"]),
+    ("clap_complete", &["cli/"]),
+    ("indicatif", &["cli/progress.rs"]),
+    ("rayon", &["fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
+];
+
+fn sources(below: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Path below `src/` and text without comments, for every file but `lib.rs` and `main.rs`.
+fn files() -> Vec<(String, String)> {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&src, &mut found);
+    let read = |path: PathBuf| {
+        let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
+        let code = |line: &&str| !line.trim_start().starts_with("//");
+        let text: String =
+            fs::read_to_string(path).unwrap().lines().filter(code).fold(String::new(), |t, l| t + l + "\n");
+        (name, text)
+    };
+    found.into_iter().map(read).filter(|(n, _)| n != "lib.rs" && n != "main.rs").collect()
+}
+
+fn room(name: &str) -> &str {
+    name.split('/').next().unwrap().trim_end_matches(".rs")
+}
+
+fn layer_of(room: &str) -> u8 {
+    let layer = LAYERS.iter().find(|(_, rooms)| rooms.contains(&room));
+    layer.unwrap_or_else(|| panic!("src/{room} has no layer: add it to LAYERS")).0
+}
+
+/// Rooms that `text` names after `crate::`, nested imports among them.
+fn imported(text: &str) -> Vec<String> {
+    let mut rooms = Vec::new();
+    let word = |t: &str| t.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    for (at, _) in text.match_indices("crate::") {
+        let rest = &text[at + "crate::".len()..];
+        let Some(group) = rest.strip_prefix('{') else {
+            rooms.push(word(rest));
+            continue;
+        };
+        let (mut depth, mut start) = (0, true);
+        for (at, c) in group.char_indices() {
+            match c {
+                '{' => depth += 1,
+                '}' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => start = true,
+                c if start && depth == 0 && c.is_alphabetic() => {
+                    rooms.push(word(&group[at..]));
+                    start = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    rooms
+}
+
+#[test]
+fn imports_go_down_the_layers_only() {
+    let mut wrong = Vec::new();
+    for (name, text) in files() {
+        let from = room(&name).to_owned();
+        for to in imported(&text) {
+            if to != from && layer_of(&to) >= layer_of(&from) {
+                wrong.push(format!("src/{name} imports {to}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "not down the layers: {wrong:#?}");
+}
+
+#[test]
+fn nested_imports_are_seen() {
+    let text = "use crate::{\n    codec::{a, b},\n    store::c,\n};\nlet x = crate::plan::y();";
+    assert_eq!(imported(text), ["codec", "store", "plan"]);
+}
+
+#[test]
+fn each_outside_crate_has_one_home() {
+    let mut wrong = Vec::new();
+    let mut used = BTreeMap::new();
+    for (name, text) in files() {
+        for (outside, homes) in HOMES {
+            let uses = |line: &str| {
+                let line = line.trim_start();
+                let call = format!("{outside}::");
+                let at = line.find(&call);
+                let whole = at.is_some_and(|at| {
+                    !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':')
+                });
+                whole || line.starts_with(&format!("use {outside}"))
+            };
+            if !text.lines().any(uses) {
+                continue;
+            }
+            used.insert(outside, ());
+            if !homes.iter().any(|home| name.starts_with(home)) {
+                wrong.push(format!("src/{name} uses {outside}; its home is {homes:?}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "away from home: {wrong:#?}");
+    for (outside, _) in HOMES {
+        assert!(used.contains_key(outside), "nothing uses {outside}: take it off the list");
+    }
+}
+
+#[test]
+fn unsafe_lives_in_the_kernels_alone() {
+    for (name, text) in files() {
+        assert!(!text.contains("unsafe "), "src/{name} has unsafe code");
+    }
+}
