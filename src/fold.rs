@@ -342,8 +342,7 @@ fn compute_band(
     let Loaded { tensor: at, first_unit, units, mut state, rows, levels, last } = loaded;
     let (_, tensor) = job.tensors[at];
     if let Some(levels) = levels {
-        let rounds =
-            job.rounds.iter().map(|_| (PieceHasher::new(), Findings::default())).collect();
+        let rounds = job.rounds.iter().map(|_| (PieceHasher::new(), Findings::default())).collect();
         *folding = Some(Folding { levels, rounds });
     }
     let under_way = folding.as_mut().expect("a tensor's first band brings its levels");

@@ -76,8 +76,11 @@ pub fn plan(
     deltas: &[StoredDelta],
     progress: &dyn Progress,
 ) -> Result<Plan, PlanStepError> {
-    let pairs: Vec<_> =
-        layout.tensors.iter().flat_map(|t| deltas.iter().enumerate().map(move |d| (t, d))).collect();
+    let pairs: Vec<_> = layout
+        .tensors
+        .iter()
+        .flat_map(|t| deltas.iter().enumerate().map(move |d| (t, d)))
+        .collect();
     let scalars = pairs
         .into_par_iter()
         .map(|(tensor, (miner, delta))| {
@@ -122,8 +125,11 @@ fn scalars(
 ) -> Result<(f64, Vec<u64>), PlanStepError> {
     let name = || tensor.name.clone();
     let book = Book::from_bytes(&delta.book(&tensor.name)?);
-    book.check(rule.dialect)
-        .map_err(|source| PlanStepError::Book { miner, tensor: name(), source })?;
+    book.check(rule.dialect).map_err(|source| PlanStepError::Book {
+        miner,
+        tensor: name(),
+        source,
+    })?;
     // A factor of 1 changes no value: these are `lookup + shift`.
     let values = levels(&book.lookup, book.shift, 1.0);
     let mut counts = vec![0; values.len()];
@@ -138,8 +144,11 @@ fn scalars(
         let bytes = blocks * tensor.code_bytes_per_block();
         packed.resize(usize::try_from(bytes).expect("at most 256 KiB"), 0);
         reader.read_exact(&mut packed)?;
-        codes::check_padding(&packed, k, bits)
-            .map_err(|source| PlanStepError::Codes { miner, tensor: name(), source })?;
+        codes::check_padding(&packed, k, bits).map_err(|source| PlanStepError::Codes {
+            miner,
+            tensor: name(),
+            source,
+        })?;
         codes::count(&packed, k, bits, &mut counts);
         if rule.norm == Norm::TorchCpuF32 {
             decoded.clear();

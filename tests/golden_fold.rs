@@ -12,7 +12,10 @@ use std::{
 };
 
 use gradledger::{
-    codec::{book::Book, layout::{DeltaGroup, Layout}},
+    codec::{
+        book::Book,
+        layout::{DeltaGroup, Layout},
+    },
     import::checkpoint::Checkpoint,
     ledger::{
         At, Ledger,
@@ -108,10 +111,9 @@ fn seal_one(ledger: &Path, round: &Value, from: &Gradients<'_>, path: cpu::Path)
     let number = round["window"].as_u64().unwrap();
     let mut writer = LedgerWriter::open(ledger, None).unwrap();
     let peers = match from {
-        Gradients::Directory(_) => Some(Peers {
-            listed: uids(&round["peers"]),
-            reserve: uids(&round["reserve_peers"]),
-        }),
+        Gradients::Directory(_) => {
+            Some(Peers { listed: uids(&round["peers"]), reserve: uids(&round["reserve_peers"]) })
+        }
         Gradients::Aggregator(_) => None,
     };
     import_templar(&mut writer, number, from, peers, &Silent).unwrap();
@@ -186,7 +188,11 @@ fn assert_plan(ledger: &Ledger, case: &Case, round: &Value) {
             let what = format!("{}, round {number}, {}, miner {miner}", case.name(), tensor.name);
             let number = |key: &str| hex_float(theirs[key][miner].as_str().unwrap());
             assert_same_number(number("norm"), row.norm, &format!("norm of {what}"));
-            assert_same_number(number("clip_factor"), f64::from(row.factor), &format!("factor of {what}"));
+            assert_same_number(
+                number("clip_factor"),
+                f64::from(row.factor),
+                &format!("factor of {what}"),
+            );
             assert_eq!(row.counts.iter().sum::<u64>(), tensor.grid.blocks() * tensor.k, "{what}");
         }
     }
@@ -229,14 +235,15 @@ fn assert_delta(ledger: &Ledger, case: &Case, round: &Value) {
                 )
             })
             .collect();
-        let contributions: Vec<_> = rows
-            .iter()
-            .map(|(index, code, levels)| Contribution { index, code, levels })
-            .collect();
+        let contributions: Vec<_> =
+            rows.iter().map(|(index, code, levels)| Contribution { index, code, levels }).collect();
         let found = reference::aggregate(&band, &contributions, Divisor::Contributors).unwrap();
-        for (element, (expected, found)) in expected.as_chunks::<4>().0.iter().zip(&found).enumerate() {
+        for (element, (expected, found)) in
+            expected.as_chunks::<4>().0.iter().zip(&found).enumerate()
+        {
             let expected = f32::from_le_bytes(*expected);
-            let same = expected.to_bits() == found.to_bits() || (expected.is_nan() && found.is_nan());
+            let same =
+                expected.to_bits() == found.to_bits() || (expected.is_nan() && found.is_nan());
             let case = case.name();
             assert!(same, "{case}, round {number}, {name}[{element}]: {expected:e}, {found:e}");
         }
@@ -284,9 +291,8 @@ fn golden_aggregators_fold_to_the_same_state() {
 }
 
 fn aggregator(dir: &Path) -> Option<PathBuf> {
-    let named = |path: &PathBuf| {
-        path.file_name().unwrap().to_string_lossy().starts_with("aggregator-")
-    };
+    let named =
+        |path: &PathBuf| path.file_name().unwrap().to_string_lossy().starts_with("aggregator-");
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).find(named)
 }
 

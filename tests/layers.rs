@@ -52,8 +52,11 @@ fn files() -> Vec<(String, String)> {
     let read = |path: PathBuf| {
         let name = path.strip_prefix(&src).unwrap().to_str().unwrap().to_owned();
         let code = |line: &&str| !line.trim_start().starts_with("//");
-        let text: String =
-            fs::read_to_string(path).unwrap().lines().filter(code).fold(String::new(), |t, l| t + l + "\n");
+        let text: String = fs::read_to_string(path)
+            .unwrap()
+            .lines()
+            .filter(code)
+            .fold(String::new(), |t, l| t + l + "\n");
         (name, text)
     };
     found.into_iter().map(read).filter(|(n, _)| n != "lib.rs" && n != "main.rs").collect()
@@ -71,7 +74,8 @@ fn layer_of(room: &str) -> u8 {
 /// Rooms that `text` names after `crate::`, nested imports among them.
 fn imported(text: &str) -> Vec<String> {
     let mut rooms = Vec::new();
-    let word = |t: &str| t.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
+    let word =
+        |t: &str| t.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>();
     for (at, _) in text.match_indices("crate::") {
         let rest = &text[at + "crate::".len()..];
         let Some(group) = rest.strip_prefix('{') else {

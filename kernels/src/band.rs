@@ -83,33 +83,16 @@ impl Band {
     /// [`KernelError::BlockLength`], [`KernelError::Blocks`], [`KernelError::Kept`] or
     /// [`KernelError::CodeBits`], the first that applies. A band without elements is one.
     pub fn validate(&self) -> Result<(), KernelError> {
-        let Self {
-            rows,
-            columns,
-            block_rows,
-            block_columns,
-            k,
-            code_bits,
-        } = *self;
+        let Self { rows, columns, block_rows, block_columns, k, code_bits } = *self;
         let block_len = block_rows.saturating_mul(block_columns);
         if !(2..=BLOCK_LEN_MAX).contains(&block_len) {
-            return Err(KernelError::BlockLength {
-                block_rows,
-                block_columns,
-            });
+            return Err(KernelError::BlockLength { block_rows, block_columns });
         }
         let whole = rows.is_multiple_of(block_rows) && columns.is_multiple_of(block_columns);
         // A miner sends at most two bytes an element, so with the elements its bytes can be counted too.
-        let countable = rows
-            .checked_mul(columns)
-            .is_some_and(|n| n <= isize::MAX as usize / 4);
+        let countable = rows.checked_mul(columns).is_some_and(|n| n <= isize::MAX as usize / 4);
         if !whole || !countable {
-            return Err(KernelError::Blocks {
-                rows,
-                columns,
-                block_rows,
-                block_columns,
-            });
+            return Err(KernelError::Blocks { rows, columns, block_rows, block_columns });
         }
         if !(2..=block_len).contains(&k) || k % 2 != 0 {
             return Err(KernelError::Kept { k, block_len });

@@ -15,31 +15,16 @@ use crate::{KernelError, Stream};
 pub fn lengths(band: &Band, contributions: &[Contribution<'_>]) -> Result<(), KernelError> {
     band.validate()?;
     if contributions.len() > MINERS_MAX {
-        return Err(KernelError::Miners {
-            miners: contributions.len(),
-        });
+        return Err(KernelError::Miners { miners: contributions.len() });
     }
     for (miner, sent) in contributions.iter().enumerate() {
         for (stream, expected, found) in [
-            (
-                Stream::Index,
-                band.blocks() * band.index_bytes_per_block(),
-                sent.index.len(),
-            ),
-            (
-                Stream::Code,
-                band.blocks() * band.code_bytes_per_block(),
-                sent.code.len(),
-            ),
+            (Stream::Index, band.blocks() * band.index_bytes_per_block(), sent.index.len()),
+            (Stream::Code, band.blocks() * band.code_bytes_per_block(), sent.code.len()),
             (Stream::Levels, band.bins(), sent.levels.len()),
         ] {
             if expected != found {
-                return Err(KernelError::Length {
-                    miner,
-                    stream,
-                    expected,
-                    found,
-                });
+                return Err(KernelError::Length { miner, stream, expected, found });
             }
         }
     }
@@ -53,11 +38,7 @@ pub fn lengths(band: &Band, contributions: &[Contribution<'_>]) -> Result<(), Ke
 /// [`KernelError::StateLength`].
 pub fn state(band: &Band, state: &[f32]) -> Result<(), KernelError> {
     let (expected, found) = (band.elements(), state.len());
-    if expected == found {
-        Ok(())
-    } else {
-        Err(KernelError::StateLength { expected, found })
-    }
+    if expected == found { Ok(()) } else { Err(KernelError::StateLength { expected, found }) }
 }
 
 /// That every index is below the block's length and stands once in its block.
@@ -88,26 +69,14 @@ fn block_indices(
     let mut seen = [0u64; BLOCK_LEN_MAX / 64];
     for (entry, index) in crate::codes::indices(packed).enumerate() {
         if usize::from(index) >= block_len {
-            return Err(KernelError::IndexOutOfRange {
-                miner,
-                block,
-                entry,
-                index,
-                block_len,
-            });
+            return Err(KernelError::IndexOutOfRange { miner, block, entry, index, block_len });
         }
         let (word, bit) = (usize::from(index) / 64, 1u64 << (index % 64));
         if seen[word] & bit != 0 {
             let first = crate::codes::indices(packed)
                 .position(|earlier| earlier == index)
                 .expect("it was seen at an entry before this one");
-            return Err(KernelError::Repeated {
-                miner,
-                block,
-                index,
-                first,
-                entry,
-            });
+            return Err(KernelError::Repeated { miner, block, index, first, entry });
         }
         seen[word] |= bit;
     }

@@ -86,10 +86,11 @@ mod tests {
     #[test]
     fn one_nan_norm_makes_every_factor_nan() {
         for nan in [f32::NAN, -f32::NAN, f32::from_bits(0x7f80_0001)] {
-            for factor in factors_f32(&[1.0, nan, 2.0])
-                .into_iter()
-                .chain(factors_f64(&[1.0, nan.into(), 2.0]))
-            {
+            for factor in factors_f32(&[1.0, nan, 2.0]).into_iter().chain(factors_f64(&[
+                1.0,
+                nan.into(),
+                2.0,
+            ])) {
                 assert_eq!(factor.to_bits(), CANONICAL_NAN);
             }
         }

@@ -44,9 +44,7 @@ pub fn count(code: &[u8], k: usize, bits: u32, counts: &mut [u64]) {
     } else {
         let mut last = [0u64; 256];
         for block in code.chunks_exact(block_bytes) {
-            block[..block_bytes - 1]
-                .iter()
-                .for_each(|&byte| full[usize::from(byte)] += 1);
+            block[..block_bytes - 1].iter().for_each(|&byte| full[usize::from(byte)] += 1);
             last[usize::from(block[block_bytes - 1])] += 1;
         }
         spread(&last, left, bits, counts);
@@ -64,13 +62,9 @@ fn count_bytes(bytes: &[u8], counts: &mut [u64; 256]) {
             table[usize::from(byte)] += 1;
         }
     }
-    rest.iter()
-        .for_each(|&byte| tables[0][usize::from(byte)] += 1);
+    rest.iter().for_each(|&byte| tables[0][usize::from(byte)] += 1);
     for table in &tables {
-        counts
-            .iter_mut()
-            .zip(table)
-            .for_each(|(count, more)| *count += more);
+        counts.iter_mut().zip(table).for_each(|(count, more)| *count += more);
     }
 }
 
@@ -137,10 +131,7 @@ fn expand<const N: usize>(
 /// See the module.
 pub fn pack_codes(codes: &[u8], k: usize, bits: u32, out: &mut Vec<u8>) -> Result<(), KernelError> {
     assert!(matches!(bits, 2 | 4 | 8), "a code has 2, 4 or 8 bits");
-    assert!(
-        k > 0 && codes.len().is_multiple_of(k),
-        "whole blocks of k codes"
-    );
+    assert!(k > 0 && codes.len().is_multiple_of(k), "whole blocks of k codes");
     if bits < 8
         && let Some(position) = codes.iter().position(|&code| code >> bits != 0)
     {
@@ -153,10 +144,7 @@ pub fn pack_codes(codes: &[u8], k: usize, bits: u32, out: &mut Vec<u8>) -> Resul
     out.reserve(codes.len() / k * bytes_per_block(k, bits));
     for block in codes.chunks_exact(k) {
         out.extend(block.chunks((8 / bits) as usize).map(|codes| {
-            codes
-                .iter()
-                .rev()
-                .fold(0, |byte: u8, code| byte.unbounded_shl(bits) | code)
+            codes.iter().rev().fold(0, |byte: u8, code| byte.unbounded_shl(bits) | code)
         }));
     }
     Ok(())
@@ -193,10 +181,7 @@ pub fn check_padding(code: &[u8], k: usize, bits: u32) -> Result<(), KernelError
     for (block, codes) in code.chunks_exact(block_bytes).enumerate() {
         let byte = codes[block_bytes - 1];
         if byte >> used != 0 {
-            return Err(KernelError::Padding {
-                block: block as u64,
-                byte,
-            });
+            return Err(KernelError::Padding { block: block as u64, byte });
         }
     }
     Ok(())
@@ -205,11 +190,7 @@ pub fn check_padding(code: &[u8], k: usize, bits: u32) -> Result<(), KernelError
 /// The 12-bit numbers of `packed`, in order. Bytes after the last whole three are ignored.
 #[inline]
 pub fn indices(packed: &[u8]) -> impl Iterator<Item = u16> + Clone + '_ {
-    packed
-        .as_chunks::<3>()
-        .0
-        .iter()
-        .flat_map(|&three| unpack_pair(three))
+    packed.as_chunks::<3>().0.iter().flat_map(|&three| unpack_pair(three))
 }
 
 /// Two 12-bit numbers from three bytes.
@@ -232,10 +213,7 @@ pub fn pack_index(index: &[u16], out: &mut Vec<u8>) -> Result<(), KernelError> {
     let (pairs, odd) = index.as_chunks::<2>();
     assert!(odd.is_empty(), "two indices in three bytes");
     if let Some(position) = index.iter().position(|&index| index > 0xfff) {
-        return Err(KernelError::IndexTooWide {
-            position,
-            index: index[position],
-        });
+        return Err(KernelError::IndexTooWide { position, index: index[position] });
     }
     out.reserve(pairs.len() * 3);
     for &[a, b] in pairs {
@@ -260,10 +238,7 @@ fn whole_blocks(code_bytes: usize, k: usize, bits: u32) -> usize {
     assert!(matches!(bits, 2 | 4 | 8), "a code has 2, 4 or 8 bits");
     assert!(k > 0, "a block has codes");
     let block_bytes = bytes_per_block(k, bits);
-    assert!(
-        code_bytes.is_multiple_of(block_bytes),
-        "whole blocks of codes"
-    );
+    assert!(code_bytes.is_multiple_of(block_bytes), "whole blocks of codes");
     block_bytes
 }
 
@@ -274,15 +249,12 @@ mod tests {
 
     /// Bits, k, and whole blocks of codes that fit.
     fn blocks() -> impl Strategy<Value = (u32, usize, Vec<u8>)> {
-        (
-            prop::sample::select(vec![2u32, 4, 8]),
-            1usize..70,
-            0usize..5,
-        )
-            .prop_flat_map(|(bits, k, n)| {
+        (prop::sample::select(vec![2u32, 4, 8]), 1usize..70, 0usize..5).prop_flat_map(
+            |(bits, k, n)| {
                 let top = ((1u32 << bits) - 1) as u8;
                 (Just(bits), Just(k), prop::collection::vec(0..=top, n * k))
-            })
+            },
+        )
     }
 
     proptest! {
@@ -348,20 +320,10 @@ mod tests {
         let refused = pack_codes(&[3, 3, 4, 5], 2, 2, &mut out);
         assert_eq!(
             refused,
-            Err(KernelError::CodeOutOfRange {
-                position: 2,
-                code: 4,
-                code_bits: 2
-            })
+            Err(KernelError::CodeOutOfRange { position: 2, code: 4, code_bits: 2 })
         );
         let refused = pack_index(&[0, 4096], &mut out);
-        assert_eq!(
-            refused,
-            Err(KernelError::IndexTooWide {
-                position: 1,
-                index: 4096
-            })
-        );
+        assert_eq!(refused, Err(KernelError::IndexTooWide { position: 1, index: 4096 }));
         assert_eq!(out, [9]);
     }
 
@@ -369,10 +331,7 @@ mod tests {
     fn padding_other_than_zero_is_refused() {
         assert_eq!(
             check_padding(&[0x0f, 0x1f], 2, 2),
-            Err(KernelError::Padding {
-                block: 1,
-                byte: 0x1f
-            })
+            Err(KernelError::Padding { block: 1, byte: 0x1f })
         );
         assert_eq!(check_padding(&[0xff, 0xff], 4, 2), Ok(()));
     }

@@ -95,9 +95,7 @@ impl FromStr for Path {
 
     fn from_str(name: &str) -> Result<Self, UnknownPath> {
         let all = [Self::Scalar, Self::Avx2, Self::Avx512];
-        all.into_iter()
-            .find(|path| path.name() == name)
-            .ok_or(UnknownPath)
+        all.into_iter().find(|path| path.name() == name).ok_or(UnknownPath)
     }
 }
 
@@ -125,12 +123,7 @@ pub fn fold(
     }
     check::lengths(band, contributions)?;
     check::state(band, state)?;
-    let job = Job {
-        path,
-        band: flat_where_possible(band),
-        contributions,
-        step,
-    };
+    let job = Job { path, band: flat_where_possible(band), contributions, step };
     let folded = job
         .pieces(state)
         .into_par_iter()
@@ -179,12 +172,7 @@ impl Job<'_> {
 
     /// Cuts the state: by rows of blocks, and these by columns if they are too few for the threads.
     fn pieces<'s>(&self, state: &'s mut [f32]) -> Vec<Piece<'s>> {
-        let Band {
-            columns,
-            block_rows,
-            block_columns,
-            ..
-        } = self.band;
+        let Band { columns, block_rows, block_columns, .. } = self.band;
         if state.is_empty() {
             return Vec::new();
         }
@@ -195,10 +183,7 @@ impl Job<'_> {
             threads => (threads * 4).div_ceil(state.len() / strip_elements),
         };
         let blocks_min = PIECE_ELEMENTS_MIN.div_ceil(self.band.block_len());
-        let blocks = across
-            .div_ceil(wanted)
-            .max(blocks_min)
-            .next_multiple_of(self.group());
+        let blocks = across.div_ceil(wanted).max(blocks_min).next_multiple_of(self.group());
         let mut pieces = Vec::new();
         for (strip, elements) in state.chunks_mut(strip_elements).enumerate() {
             let cut = pieces.len();
@@ -208,9 +193,8 @@ impl Job<'_> {
                 rows: Vec::with_capacity(block_rows),
             }));
             for row in elements.chunks_mut(columns) {
-                for (piece, part) in pieces[cut..]
-                    .iter_mut()
-                    .zip(row.chunks_mut(blocks * block_columns))
+                for (piece, part) in
+                    pieces[cut..].iter_mut().zip(row.chunks_mut(blocks * block_columns))
                 {
                     piece.rows.push(part);
                 }

@@ -64,37 +64,13 @@ mod tests {
 
     #[test]
     fn every_triple_of_special_values_agrees() {
-        let mut special = vec![
-            0.0f32,
-            1.0,
-            0.5,
-            1.5,
-            3.0,
-            f32::MIN_POSITIVE,
-            f32::MAX,
-            f32::INFINITY,
-        ];
+        let mut special =
+            vec![0.0f32, 1.0, 0.5, 1.5, 3.0, f32::MIN_POSITIVE, f32::MAX, f32::INFINITY];
         special.extend(
-            [
-                1u32,
-                2,
-                3,
-                0x007f_ffff,
-                0x0080_0001,
-                0x3f80_0001,
-                0x3f7f_ffff,
-            ]
-            .map(f32::from_bits),
+            [1u32, 2, 3, 0x007f_ffff, 0x0080_0001, 0x3f80_0001, 0x3f7f_ffff].map(f32::from_bits),
         );
         special.extend(
-            [
-                0x7f7f_fffe,
-                0x4b80_0000,
-                0x4b80_0001,
-                0x2000_0000,
-                0x7fc0_0000,
-            ]
-            .map(f32::from_bits),
+            [0x7f7f_fffe, 0x4b80_0000, 0x4b80_0001, 0x2000_0000, 0x7fc0_0000].map(f32::from_bits),
         );
         special.extend(special.clone().iter().map(|v| -v));
         for &a in &special {
@@ -138,10 +114,7 @@ mod tests {
                 }
             }
         }
-        assert!(
-            twice > 100_000,
-            "only {twice} inputs tell one rounding from two"
-        );
+        assert!(twice > 100_000, "only {twice} inputs tell one rounding from two");
     }
 
     #[test]

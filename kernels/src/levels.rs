@@ -7,10 +7,7 @@ use crate::canonical;
 /// With factor 1 these are the values whose norm is taken.
 #[must_use]
 pub fn levels(lookup: &[f32], shift: f32, factor: f32) -> Vec<f32> {
-    lookup
-        .iter()
-        .map(|&value| canonical((value + shift) * factor))
-        .collect()
+    lookup.iter().map(|&value| canonical((value + shift) * factor)).collect()
 }
 
 #[cfg(test)]
@@ -23,10 +20,7 @@ mod tests {
         let lookup = [1.0f32, -0.0, 3.0];
         let (shift, factor) = (2f32.powi(-24), 0.1f32);
         // 1 + 2^-24 is a tie and rounds to 1 before it is multiplied.
-        assert_eq!(
-            levels(&lookup, shift, factor),
-            [0.1, shift * 0.1, 3.0 * 0.1]
-        );
+        assert_eq!(levels(&lookup, shift, factor), [0.1, shift * 0.1, 3.0 * 0.1]);
     }
 
     #[test]

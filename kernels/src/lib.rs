@@ -45,9 +45,5 @@ pub const CANONICAL_NAN: u32 = 0x7fc0_0000;
 #[inline]
 #[must_use]
 pub fn canonical(value: f32) -> f32 {
-    if value.is_nan() {
-        f32::from_bits(CANONICAL_NAN)
-    } else {
-        value
-    }
+    if value.is_nan() { f32::from_bits(CANONICAL_NAN) } else { value }
 }

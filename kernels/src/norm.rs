@@ -113,11 +113,7 @@ mod tests {
         let tail = &values[groups * 8..];
         for (at, value) in tail.iter().enumerate() {
             let plain = tail.len() >= 4 && at < 4;
-            sum = if plain {
-                sum + value * value
-            } else {
-                value.mul_add(*value, sum)
-            };
+            sum = if plain { sum + value * value } else { value.mul_add(*value, sum) };
         }
         sum.sqrt()
     }

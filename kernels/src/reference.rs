@@ -48,9 +48,7 @@ pub fn aggregate(
 ) -> Result<Vec<f32>, KernelError> {
     check::lengths(band, contributions)?;
     let mut dense = vec![0.0; band.elements()];
-    each_delta(band, contributions, divisor, |element, delta| {
-        dense[element] = canonical(delta)
-    })?;
+    each_delta(band, contributions, divisor, |element, delta| dense[element] = canonical(delta))?;
     Ok(dense)
 }
 
@@ -77,10 +75,7 @@ fn each_delta(
         }
         for index in 0..band.block_len() {
             if count[index] > 0 {
-                visit(
-                    band.element(block, index),
-                    sum[index] / divisor.of(count[index]),
-                );
+                visit(band.element(block, index), sum[index] / divisor.of(count[index]));
             }
         }
     }

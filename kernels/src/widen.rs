@@ -85,10 +85,7 @@ mod tests {
             let (ours, theirs) = (f16_to_f32(bits), half::f16::from_bits(bits).to_f32());
             if theirs.is_nan() {
                 let payload = u32::from(bits & 0x3ff) << 13;
-                assert_eq!(
-                    ours.to_bits(),
-                    u32::from(bits & 0x8000) << 16 | 0x7f80_0000 | payload
-                );
+                assert_eq!(ours.to_bits(), u32::from(bits & 0x8000) << 16 | 0x7f80_0000 | payload);
                 assert!(ours.is_nan());
             } else {
                 assert_eq!(ours.to_bits(), theirs.to_bits(), "{bits:04x}");
@@ -128,15 +125,11 @@ mod tests {
         let mut out = vec![0.0; 1 << 16];
         f16_slice_to_f32(&bytes, &mut out);
         assert!(
-            (0..=u16::MAX)
-                .zip(&out)
-                .all(|(bits, v)| v.to_bits() == f16_to_f32(bits).to_bits())
+            (0..=u16::MAX).zip(&out).all(|(bits, v)| v.to_bits() == f16_to_f32(bits).to_bits())
         );
         bf16_slice_to_f32(&bytes, &mut out);
         assert!(
-            (0..=u16::MAX)
-                .zip(&out)
-                .all(|(bits, v)| v.to_bits() == bf16_to_f32(bits).to_bits())
+            (0..=u16::MAX).zip(&out).all(|(bits, v)| v.to_bits() == bf16_to_f32(bits).to_bits())
         );
         let mut back = vec![0; 1 << 17];
         f32_slice_to_bf16(&out, &mut back);

@@ -82,47 +82,27 @@ struct Case {
 
 impl Case {
     fn random(random: &mut Random, band: Band, miners: usize, special: bool) -> Self {
-        let sent = (0..miners)
-            .map(|_| Sent::random(random, &band, special))
-            .collect();
+        let sent = (0..miners).map(|_| Sent::random(random, &band, special)).collect();
         let divisor = if random.chance(3) {
             Divisor::All(random.within(1, 300) as u32)
         } else {
             Divisor::Contributors
         };
-        let lr = if special && random.chance(8) {
-            random.float(true)
-        } else {
-            0.4
-        };
-        let state = (0..band.elements())
-            .map(|_| random.float(special))
-            .collect();
-        Self {
-            band,
-            sent,
-            step: Step { lr, divisor },
-            state,
-        }
+        let lr = if special && random.chance(8) { random.float(true) } else { 0.4 };
+        let state = (0..band.elements()).map(|_| random.float(special)).collect();
+        Self { band, sent, step: Step { lr, divisor }, state }
     }
 
     fn contributions(&self) -> Vec<Contribution<'_>> {
         self.sent
             .iter()
-            .map(|s| Contribution {
-                index: &s.index,
-                code: &s.code,
-                levels: &s.levels,
-            })
+            .map(|s| Contribution { index: &s.index, code: &s.code, levels: &s.levels })
             .collect()
     }
 
     fn reference(&self) -> (Result<Findings, KernelError>, Vec<f32>) {
         let mut state = self.state.clone();
-        (
-            reference::fold(&self.band, &self.contributions(), self.step, &mut state),
-            state,
-        )
+        (reference::fold(&self.band, &self.contributions(), self.step, &mut state), state)
     }
 }
 
@@ -140,24 +120,13 @@ impl Sent {
         // Any bytes, padding included.
         code.extend((0..band.blocks() * band.code_bytes_per_block()).map(|_| random.bits() as u8));
         let levels = (0..band.bins()).map(|_| random.float(special)).collect();
-        Self {
-            index,
-            code,
-            levels,
-        }
+        Self { index, code, levels }
     }
 }
 
 /// Pools of 1 to 4 threads.
 fn pools() -> Vec<rayon::ThreadPool> {
-    (1..=4)
-        .map(|n| {
-            rayon::ThreadPoolBuilder::new()
-                .num_threads(n)
-                .build()
-                .unwrap()
-        })
-        .collect()
+    (1..=4).map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().unwrap()).collect()
 }
 
 fn bits(state: &[f32]) -> Vec<u32> {
@@ -173,11 +142,8 @@ fn agree(case: &Case, pools: &[rayon::ThreadPool], label: &str) -> Result<Findin
             let mut state = case.state.clone();
             let found =
                 pool.install(|| cpu::fold(path, &case.band, &contributions, case.step, &mut state));
-            let label = format!(
-                "{label}, {path}, {} threads, {:?}",
-                pool.current_num_threads(),
-                case.band
-            );
+            let label =
+                format!("{label}, {path}, {} threads, {:?}", pool.current_num_threads(), case.band);
             assert_eq!(found, expected, "{label}");
             if expected.is_ok() {
                 let differs = (0..state.len())
@@ -196,11 +162,7 @@ fn agree(case: &Case, pools: &[rayon::ThreadPool], label: &str) -> Result<Findin
 }
 
 fn random_k(random: &mut Random, block_len: usize) -> usize {
-    let most = if random.chance(4) {
-        block_len
-    } else {
-        block_len.min(70)
-    };
+    let most = if random.chance(4) { block_len } else { block_len.min(70) };
     random.within(1, most / 2) * 2
 }
 
@@ -208,11 +170,7 @@ fn random_k(random: &mut Random, block_len: usize) -> usize {
 fn random_band(random: &mut Random, elements_max: usize) -> Band {
     let block_len_max = random.one_of(&[6usize, 40, 300, 4096]);
     let (block_rows, block_columns) = loop {
-        let rows = if random.chance(4) {
-            1
-        } else {
-            random.within(1, 70)
-        };
+        let rows = if random.chance(4) { 1 } else { random.within(1, 70) };
         let columns = random.within(1, block_len_max.div_ceil(rows));
         if (2..=4096).contains(&(rows * columns)) {
             break (rows, columns);
@@ -239,11 +197,8 @@ fn random_bands_agree() {
         let mut random = Random::new(seed);
         let band = random_band(&mut random, 40_000);
         let most = (3_000_000 / (band.blocks() * band.k)).clamp(1, 255);
-        let miners = if random.chance(4) {
-            random.within(1, most)
-        } else {
-            random.within(0, most.min(12))
-        };
+        let miners =
+            if random.chance(4) { random.within(1, most) } else { random.within(0, most.min(12)) };
         let special = random.chance(2);
         let case = Case::random(&mut random, band, miners, special);
         agree(&case, &pools, &format!("seed {seed}")).unwrap();
@@ -253,26 +208,13 @@ fn random_bands_agree() {
 /// The height and width of each block once, the blocks side by side so that no shortcut for runs applies.
 #[test]
 fn every_block_height_and_many_widths_agree() {
-    let pools = [rayon::ThreadPoolBuilder::new()
-        .num_threads(2)
-        .build()
-        .unwrap()];
+    let pools = [rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap()];
     let mut random = Random::new(77);
-    let mut shapes: BTreeSet<(usize, usize)> = (1..=64)
-        .flat_map(|w| [(1, w), (2, w), (7, w), (w, 64), (w, 1)])
-        .collect();
+    let mut shapes: BTreeSet<(usize, usize)> =
+        (1..=64).flat_map(|w| [(1, w), (2, w), (7, w), (w, 64), (w, 1)]).collect();
     shapes.extend((1..=4096).step_by(61).map(|h| (h, 4096 / h)));
     shapes.extend((1..=4096).step_by(61).map(|w| (4096 / w, w)));
-    shapes.extend([
-        (4096, 1),
-        (1, 4096),
-        (2048, 2),
-        (2, 2048),
-        (64, 64),
-        (63, 65),
-        (1, 2),
-        (2, 1),
-    ]);
+    shapes.extend([(4096, 1), (1, 4096), (2048, 2), (2, 2048), (64, 64), (63, 65), (1, 2), (2, 1)]);
     for (block_rows, block_columns) in shapes {
         let block_len = block_rows * block_columns;
         if !(2..=4096).contains(&block_len) {
@@ -287,12 +229,7 @@ fn every_block_height_and_many_widths_agree() {
             code_bits: random.one_of(&[2, 4, 8]),
         };
         let case = Case::random(&mut random, band, 3, true);
-        agree(
-            &case,
-            &pools,
-            &format!("block {block_rows} x {block_columns}"),
-        )
-        .unwrap();
+        agree(&case, &pools, &format!("block {block_rows} x {block_columns}")).unwrap();
     }
 }
 
@@ -309,14 +246,7 @@ fn bands_that_are_cut_into_pieces_agree() {
     ] {
         let mut random = Random::new(seed);
         let k = (block_rows * block_columns).min(24);
-        let band = Band {
-            rows,
-            columns,
-            block_rows,
-            block_columns,
-            k,
-            code_bits: 2,
-        };
+        let band = Band { rows, columns, block_rows, block_columns, k, code_bits: 2 };
         let mut case = Case::random(&mut random, band, 4, false);
         // One place that is not finite, somewhere: the lowest element of all pieces is reported.
         case.state[rows * columns / 2] = f32::INFINITY;
@@ -327,14 +257,7 @@ fn bands_that_are_cut_into_pieces_agree() {
 
 #[test]
 fn the_most_miners_agree() {
-    let band = Band {
-        rows: 6,
-        columns: 20,
-        block_rows: 3,
-        block_columns: 5,
-        k: 14,
-        code_bits: 4,
-    };
+    let band = Band { rows: 6, columns: 20, block_rows: 3, block_columns: 5, k: 14, code_bits: 4 };
     let case = Case::random(&mut Random::new(255), band, 255, true);
     agree(&case, &pools(), "255 miners").unwrap();
 }
@@ -366,54 +289,27 @@ fn hostile_bytes_get_the_same_answer() {
             Err(other) => panic!("seed {seed}: {other}"),
         }
     }
-    assert!(
-        refused > 100 && accepted > 20,
-        "{refused} refused, {accepted} accepted"
-    );
+    assert!(refused > 100 && accepted > 20, "{refused} refused, {accepted} accepted");
 }
 
 /// A block of 2 x 4 in a band of 2 x 8: small enough to write by hand.
-const SMALL: Band = Band {
-    rows: 2,
-    columns: 8,
-    block_rows: 2,
-    block_columns: 4,
-    k: 2,
-    code_bits: 2,
-};
+const SMALL: Band =
+    Band { rows: 2, columns: 8, block_rows: 2, block_columns: 4, k: 2, code_bits: 2 };
 
 /// One miner of [`SMALL`]: per block two (index, code).
 fn small(entries: [[(u16, u8); 2]; 2], levels: [f32; 4]) -> Sent {
     let (mut index, mut code) = (Vec::new(), Vec::new());
     let flat = entries.concat();
     codes::pack_index(&flat.iter().map(|e| e.0).collect::<Vec<_>>(), &mut index).unwrap();
-    codes::pack_codes(
-        &flat.iter().map(|e| e.1).collect::<Vec<_>>(),
-        2,
-        2,
-        &mut code,
-    )
-    .unwrap();
-    Sent {
-        index,
-        code,
-        levels: levels.to_vec(),
-    }
+    codes::pack_codes(&flat.iter().map(|e| e.1).collect::<Vec<_>>(), 2, 2, &mut code).unwrap();
+    Sent { index, code, levels: levels.to_vec() }
 }
 
-const PLAIN: Step = Step {
-    lr: 0.4,
-    divisor: Divisor::Contributors,
-};
+const PLAIN: Step = Step { lr: 0.4, divisor: Divisor::Contributors };
 
 /// Folds by the reference after checking that every path agrees.
 fn folded(sent: Vec<Sent>, step: Step, state: [f32; 16]) -> (Findings, Vec<f32>) {
-    let case = Case {
-        band: SMALL,
-        sent,
-        step,
-        state: state.to_vec(),
-    };
+    let case = Case { band: SMALL, sent, step, state: state.to_vec() };
     let findings = agree(&case, &pools(), "by hand").unwrap();
     (findings, case.reference().1)
 }
@@ -435,10 +331,7 @@ fn an_element_is_stepped_by_the_mean_of_those_who_sent_it() {
     assert_eq!(bits(&next), bits(&expected));
     assert_eq!(findings, Findings::default());
 
-    let all = Step {
-        divisor: Divisor::All(4),
-        ..PLAIN
-    };
+    let all = Step { divisor: Divisor::All(4), ..PLAIN };
     let (_, next) = folded(vec![a, b], all, [1.0; 16]);
     assert_eq!(next[0], stepped(1.0 / 4.0));
     assert_eq!(next[9], stepped((2.0 + 0.1) / 4.0));
@@ -446,14 +339,8 @@ fn an_element_is_stepped_by_the_mean_of_those_who_sent_it() {
 
 #[test]
 fn an_element_nobody_sent_keeps_its_bits() {
-    let kept = [
-        0x8000_0000u32,
-        0x7f80_0001,
-        0xffc1_2345,
-        0x0000_0001,
-        0x7f80_0000,
-    ]
-    .map(f32::from_bits);
+    let kept =
+        [0x8000_0000u32, 0x7f80_0001, 0xffc1_2345, 0x0000_0001, 0x7f80_0000].map(f32::from_bits);
     for value in kept {
         let sent = small([[(1, 0), (2, 0)], [(0, 0), (7, 0)]], [1.0; 4]);
         let (findings, next) = folded(vec![sent], PLAIN, {
@@ -464,11 +351,7 @@ fn an_element_nobody_sent_keeps_its_bits() {
         for at in [0, 3, 14] {
             assert_eq!(next[at].to_bits(), value.to_bits());
         }
-        assert_eq!(
-            findings,
-            Findings::default(),
-            "what nobody sent is not looked at"
-        );
+        assert_eq!(findings, Findings::default(), "what nobody sent is not looked at");
     }
 }
 
@@ -481,19 +364,13 @@ fn a_signed_zero_is_kept_where_the_step_is_zero() {
     let sent = small([[(0, 0), (1, 1)], [(0, 0), (1, 1)]], [0.0, -0.0, 0.0, 0.0]);
     let back = Step { lr: -0.4, ..PLAIN };
     let (_, next) = folded(vec![sent], back, [-0.0; 16]);
-    assert_eq!(
-        (next[0].to_bits(), next[1].to_bits(), next[2].to_bits()),
-        (0, 0, 0x8000_0000)
-    );
+    assert_eq!((next[0].to_bits(), next[1].to_bits(), next[2].to_bits()), (0, 0, 0x8000_0000));
 }
 
 #[test]
 fn a_nan_is_stored_as_the_canonical_one_and_found() {
     let odd_nan = f32::from_bits(0xffd5_5555);
-    let sent = small(
-        [[(6, 0), (1, 3)], [(0, 1), (7, 2)]],
-        [odd_nan, f32::INFINITY, f32::MAX, 1.0],
-    );
+    let sent = small([[(6, 0), (1, 3)], [(0, 1), (7, 2)]], [odd_nan, f32::INFINITY, f32::MAX, 1.0]);
     let mut state = [1.0; 16];
     (state[1], state[4]) = (odd_nan, f32::INFINITY);
     let (findings, next) = folded(vec![sent], Step { lr: -2.0, ..PLAIN }, state);
@@ -501,26 +378,13 @@ fn a_nan_is_stored_as_the_canonical_one_and_found() {
     assert_eq!(next[1].to_bits(), 0x7fc0_0000, "a NaN in the state");
     assert_eq!(next[4], f32::INFINITY);
     assert_eq!(next[8 + 7], f32::INFINITY, "an overflow of the step alone");
-    assert_eq!(
-        findings,
-        Findings {
-            delta_non_finite: Some(4),
-            next_non_finite: Some(1)
-        }
-    );
+    assert_eq!(findings, Findings { delta_non_finite: Some(4), next_non_finite: Some(1) });
 }
 
 #[test]
 fn the_aggregate_is_zero_where_nobody_sent_and_its_nan_is_canonical() {
-    let sent = small(
-        [[(6, 0), (1, 3)], [(0, 1), (7, 2)]],
-        [-f32::NAN, f32::INFINITY, 3.0, 1.0],
-    );
-    let contribution = Contribution {
-        index: &sent.index,
-        code: &sent.code,
-        levels: &sent.levels,
-    };
+    let sent = small([[(6, 0), (1, 3)], [(0, 1), (7, 2)]], [-f32::NAN, f32::INFINITY, 3.0, 1.0]);
+    let contribution = Contribution { index: &sent.index, code: &sent.code, levels: &sent.levels };
     let dense =
         reference::aggregate(&SMALL, &[contribution, contribution], Divisor::All(8)).unwrap();
     let mut expected = [0.0f32; 16];
@@ -533,22 +397,11 @@ fn the_aggregate_is_zero_where_nobody_sent_and_its_nan_is_canonical() {
 fn a_position_sent_twice_is_refused() {
     let clean = small([[(0, 0), (1, 0)], [(0, 0), (1, 0)]], [1.0; 4]);
     let twice = small([[(0, 0), (1, 0)], [(6, 0), (6, 1)]], [1.0; 4]);
-    let case = Case {
-        band: SMALL,
-        sent: vec![clean, twice],
-        step: PLAIN,
-        state: vec![0.0; 16],
-    };
+    let case = Case { band: SMALL, sent: vec![clean, twice], step: PLAIN, state: vec![0.0; 16] };
     let refused = agree(&case, &pools(), "twice");
     assert_eq!(
         refused,
-        Err(KernelError::Repeated {
-            miner: 1,
-            block: 1,
-            index: 6,
-            first: 0,
-            entry: 1
-        })
+        Err(KernelError::Repeated { miner: 1, block: 1, index: 6, first: 0, entry: 1 })
     );
 }
 
@@ -556,20 +409,10 @@ fn a_position_sent_twice_is_refused() {
 fn of_several_faults_the_lowest_block_then_miner_then_entry_is_named() {
     let late = small([[(0, 0), (1, 0)], [(9, 0), (6, 0)]], [1.0; 4]);
     let early = small([[(5, 0), (8, 0)], [(6, 0), (6, 0)]], [1.0; 4]);
-    let case = Case {
-        band: SMALL,
-        sent: vec![late, early],
-        step: PLAIN,
-        state: vec![0.0; 16],
-    };
+    let case = Case { band: SMALL, sent: vec![late, early], step: PLAIN, state: vec![0.0; 16] };
     let refused = agree(&case, &pools(), "several");
-    let expected = KernelError::IndexOutOfRange {
-        miner: 1,
-        block: 0,
-        entry: 1,
-        index: 8,
-        block_len: 8,
-    };
+    let expected =
+        KernelError::IndexOutOfRange { miner: 1, block: 0, entry: 1, index: 8, block_len: 8 };
     assert_eq!(refused, Err(expected));
 }
 
@@ -582,30 +425,12 @@ fn two_miners_may_send_the_same_position() {
 
 #[test]
 fn an_empty_band_and_no_miners_are_fine() {
-    let case = Case {
-        band: SMALL,
-        sent: vec![],
-        step: PLAIN,
-        state: vec![-0.0; 16],
-    };
+    let case = Case { band: SMALL, sent: vec![], step: PLAIN, state: vec![-0.0; 16] };
     assert_eq!(agree(&case, &pools(), "no miners"), Ok(Findings::default()));
     for (rows, columns) in [(0, 8), (2, 0), (0, 0)] {
-        let band = Band {
-            rows,
-            columns,
-            ..SMALL
-        };
-        let sent = vec![Sent {
-            index: vec![],
-            code: vec![],
-            levels: vec![0.0; 4],
-        }];
-        let case = Case {
-            band,
-            sent,
-            step: PLAIN,
-            state: vec![],
-        };
+        let band = Band { rows, columns, ..SMALL };
+        let sent = vec![Sent { index: vec![], code: vec![], levels: vec![0.0; 4] }];
+        let case = Case { band, sent, step: PLAIN, state: vec![] };
         assert_eq!(agree(&case, &pools(), "empty"), Ok(Findings::default()));
     }
 }
@@ -614,60 +439,22 @@ fn an_empty_band_and_no_miners_are_fine() {
 fn numbers_that_make_no_band_are_refused() {
     let huge = usize::MAX / 2;
     let wrong = [
-        Band {
-            block_rows: 0,
-            ..SMALL
-        },
-        Band {
-            block_rows: 1,
-            block_columns: 1,
-            ..SMALL
-        },
-        Band {
-            block_rows: huge,
-            block_columns: huge,
-            ..SMALL
-        },
-        Band {
-            rows: 4097,
-            block_rows: 4097,
-            block_columns: 1,
-            ..SMALL
-        },
+        Band { block_rows: 0, ..SMALL },
+        Band { block_rows: 1, block_columns: 1, ..SMALL },
+        Band { block_rows: huge, block_columns: huge, ..SMALL },
+        Band { rows: 4097, block_rows: 4097, block_columns: 1, ..SMALL },
         Band { rows: 3, ..SMALL },
-        Band {
-            columns: 9,
-            ..SMALL
-        },
-        Band {
-            rows: huge - 1,
-            columns: 1 << 20,
-            block_rows: 2,
-            ..SMALL
-        },
+        Band { columns: 9, ..SMALL },
+        Band { rows: huge - 1, columns: 1 << 20, block_rows: 2, ..SMALL },
         Band { k: 0, ..SMALL },
         Band { k: 3, ..SMALL },
         Band { k: 10, ..SMALL },
-        Band {
-            code_bits: 0,
-            ..SMALL
-        },
-        Band {
-            code_bits: 3,
-            ..SMALL
-        },
-        Band {
-            code_bits: 40,
-            ..SMALL
-        },
+        Band { code_bits: 0, ..SMALL },
+        Band { code_bits: 3, ..SMALL },
+        Band { code_bits: 40, ..SMALL },
     ];
     for band in wrong {
-        let case = Case {
-            band,
-            sent: vec![],
-            step: PLAIN,
-            state: vec![],
-        };
+        let case = Case { band, sent: vec![], step: PLAIN, state: vec![] };
         assert!(agree(&case, &pools(), "wrong").is_err(), "{band:?}");
     }
 }
@@ -675,11 +462,8 @@ fn numbers_that_make_no_band_are_refused() {
 #[test]
 fn lengths_that_do_not_fit_the_band_are_refused() {
     let right = small([[(0, 0), (1, 0)], [(0, 0), (1, 0)]], [1.0; 4]);
-    let shorten: [fn(&mut Sent); 3] = [
-        |s| s.index.truncate(5),
-        |s| s.code.truncate(1),
-        |s| s.levels.truncate(3),
-    ];
+    let shorten: [fn(&mut Sent); 3] =
+        [|s| s.index.truncate(5), |s| s.code.truncate(1), |s| s.levels.truncate(3)];
     for shorten in shorten {
         let mut wrong = right.clone();
         shorten(&mut wrong);
@@ -694,30 +478,11 @@ fn lengths_that_do_not_fit_the_band_are_refused() {
             Err(KernelError::Length { miner: 1, .. })
         ));
     }
-    let case = Case {
-        band: SMALL,
-        sent: vec![right.clone()],
-        step: PLAIN,
-        state: vec![0.0; 15],
-    };
+    let case = Case { band: SMALL, sent: vec![right.clone()], step: PLAIN, state: vec![0.0; 15] };
     let refused = agree(&case, &pools(), "state");
-    assert_eq!(
-        refused,
-        Err(KernelError::StateLength {
-            expected: 16,
-            found: 15
-        })
-    );
-    let case = Case {
-        band: SMALL,
-        sent: vec![right; 256],
-        step: PLAIN,
-        state: vec![0.0; 16],
-    };
-    assert_eq!(
-        agree(&case, &pools(), "many"),
-        Err(KernelError::Miners { miners: 256 })
-    );
+    assert_eq!(refused, Err(KernelError::StateLength { expected: 16, found: 15 }));
+    let case = Case { band: SMALL, sent: vec![right; 256], step: PLAIN, state: vec![0.0; 16] };
+    assert_eq!(agree(&case, &pools(), "many"), Err(KernelError::Miners { miners: 256 }));
 }
 
 #[test]
@@ -733,18 +498,9 @@ fn a_path_has_one_name() {
 #[test]
 fn every_path_rounds_the_step_once() {
     let tie = 1.0 + f32::EPSILON;
-    let sent = small(
-        [[(0, 0), (1, 1)], [(0, 0), (1, 1)]],
-        [tie * 2f32.powi(-24), 1.0 / 3.0, 0.0, 0.0],
-    );
-    let (_, next) = folded(
-        vec![sent],
-        Step {
-            lr: -(1.0 - f32::EPSILON),
-            ..PLAIN
-        },
-        [tie; 16],
-    );
+    let sent =
+        small([[(0, 0), (1, 1)], [(0, 0), (1, 1)]], [tie * 2f32.powi(-24), 1.0 / 3.0, 0.0, 0.0]);
+    let (_, next) = folded(vec![sent], Step { lr: -(1.0 - f32::EPSILON), ..PLAIN }, [tie; 16]);
     // a * b is 2^-24 less a little: below the tie above `tie`, so it is rounded down, not to even.
     assert_eq!(next[0], tie);
 }

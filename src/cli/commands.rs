@@ -18,6 +18,7 @@ use crate::{
         show as views,
         writer::LedgerWriter,
     },
+    store::files::Disk,
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -36,6 +37,9 @@ use super::{
     exit::CliError,
     output::{print, size},
 };
+
+/// Largest peers file that is read.
+const PEERS_BYTES_MAX: u64 = 1 << 20;
 
 type Done = Result<(), CliError>;
 
@@ -123,7 +127,10 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
 pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let peers = match &args.peers_file {
         Some(path) => {
-            let file = PeersFile::open(path)?;
+            let io = |source| CliError::Io { path: path.clone(), source };
+            let text = crate::store::files::read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
+            let peers = |source| CliError::Peers { path: path.clone(), source };
+            let file = PeersFile::read(&text).map_err(peers)?;
             Some(Peers { listed: file.peers, reserve: file.reserve_peers })
         }
         None if args.peers.is_empty() => None,
@@ -312,9 +319,10 @@ pub fn log(args: &LogArgs) -> Done {
         ("rounds", ledger.rounds_log())
     };
     let entries = log.entries(0..log.size()).map_err(crate::ledger::LedgerError::from)?;
-    let entries = entries
-        .map(|entry| {
-            let (index, bytes) = entry.map_err(crate::ledger::LedgerError::from)?;
+    let entries = (0..)
+        .zip(entries)
+        .map(|(index, entry)| {
+            let bytes = entry.map_err(crate::ledger::LedgerError::from)?;
             let read = |source| crate::ledger::LedgerError::Entry { log: name, index, source };
             let text = if args.submissions {
                 submission_line(&json::from_slice(&bytes).map_err(read)?)
@@ -325,7 +333,7 @@ pub fn log(args: &LogArgs) -> Done {
             Ok(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text })
         })
         .collect::<Result<Vec<_>, CliError>>()?;
-    let document = LogDocument { log: name, size: log.size(), root: log.root(), entries };
+    let document = LogDocument { log: name, size: log.size(), root: log.head().root, entries };
     print(args.json, &document, || {
         let line = |l: &LogLine| format!("{:>6}  {:.16}  {}\n", l.index, l.leaf.to_hex(), l.text);
         let mut text: String = document.entries.iter().map(line).collect();
@@ -363,11 +371,17 @@ pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
     let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
     let document = DiffDocument { tensors };
     print(args.json, &document, || {
-        let mut text = format!("{:>14} {:>14} {:>12} {:>12}  tensor\n", "changed", "of", "max", "rms");
-        let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4e}"));
+        let mut text =
+            format!("{:>14} {:>14} {:>12} {:>12}  tensor\n", "changed", "of", "max", "rms");
+        let number =
+            |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.4e}"));
         for t in &document.tensors {
             let (max, rms) = (number(t.max_abs), number(t.rms));
-            let _ = writeln!(text, "{:>14} {:>14} {max:>12} {rms:>12}  {}", t.changed, t.elements, t.name);
+            let _ = writeln!(
+                text,
+                "{:>14} {:>14} {max:>12} {rms:>12}  {}",
+                t.changed, t.elements, t.name
+            );
         }
         text
     })

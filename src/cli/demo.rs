@@ -100,7 +100,13 @@ pub fn demo(args: &DemoArgs, progress: &dyn Progress) -> Result<(), CliError> {
         progress.note(&format!("{number}. import: round {round}, the files of six miners"));
         let mut writer = LedgerWriter::open(&ledger, None)?;
         let peers = Peers { listed: vec![7, 3, 41, 12], reserve: vec![200, 55] };
-        import_templar(&mut writer, round, &Gradients::Directory(&directory), Some(peers), &Silent)?;
+        import_templar(
+            &mut writer,
+            round,
+            &Gradients::Directory(&directory),
+            Some(peers),
+            &Silent,
+        )?;
         let report = seal(&mut writer, round, FoldOptions::default(), &Silent)?;
         progress.note(&format!(
             "{}. seal: {} deltas folded, {} not needed; next state {:.16}",
@@ -160,7 +166,7 @@ fn compare(ledger: &Ledger, files: &Path) -> Result<usize, CliError> {
             let position = position.ok_or(CliError::Demo("a tensor is missing"))?;
             let mut found = vec![0; expected.len()];
             let mut reader = ours.tensor(position).map_err(LedgerError::from)?;
-            reader.read_exact(&mut found).map_err(crate::store::StoreError::from).map_err(LedgerError::from)?;
+            reader.read_exact(&mut found).map_err(LedgerError::from)?;
             if expected != found {
                 return Err(CliError::Demo("a tensor differs from the one Templar computed"));
             }
@@ -183,8 +189,9 @@ fn tamper(ledger: &Ledger, dir: &Path) -> Result<String, CliError> {
     let state = ledger.checkpoint(ledger.newest()).map_err(LedgerError::from)?;
     let largest = state.manifest().descriptors().iter().max_by_key(|d| d.bytes);
     let largest = largest.ok_or(CliError::Demo("the model has no tensors"))?;
-    let path = crate::store::segment::tensor::path(&copy, largest.artifact(), largest.dtype);
-    let mut bytes = fs::read(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
+    let path = crate::store::segment::place::tensor(&copy, &largest.artifact(), largest.dtype);
+    let mut bytes =
+        fs::read(&path).map_err(|source| CliError::Io { path: path.clone(), source })?;
     // The first page's body starts after its header of some 20 bytes: this hits a value.
     bytes[100] ^= 1;
     fs::write(&path, bytes).map_err(|source| CliError::Io { path, source })?;

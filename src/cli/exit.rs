@@ -1,7 +1,7 @@
 //! Exit codes: what a script can tell apart.
 
 use crate::{
-    import::ImportError,
+    import::checkpoint::ImportError,
     ledger::LedgerError,
     store::{StoreError, lock::LockError},
 };
@@ -27,6 +27,8 @@ pub enum CliError {
     Stdout(std::io::Error),
     #[error("{path}: {source}")]
     Io { path: std::path::PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Peers { path: std::path::PathBuf, source: crate::import::templar::TemplarError },
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
     #[error("the demo did not give what it should: {0}")]
@@ -45,7 +47,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
     match error {
         LedgerError::NoLedger { .. } => NO_LEDGER,
         LedgerError::Locked(LockError::Held { .. }) => LOCKED,
-        LedgerError::Disagrees(_) | LedgerError::Entry { .. } | LedgerError::EntryKind { .. } => MISMATCH,
+        LedgerError::Disagrees(_) | LedgerError::Entry { .. } | LedgerError::EntryKind { .. } => {
+            MISMATCH
+        }
         LedgerError::Plan(crate::plan::PlanStepError::Store(error)) => store_code(error),
         LedgerError::Plan(_) | LedgerError::Fold(crate::fold::FoldError::Kernel { .. }) => MISMATCH,
         LedgerError::Fold(crate::fold::FoldError::Store(error))

@@ -329,7 +329,12 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut std::io::stdout());
+            clap_complete::generate(
+                *shell,
+                &mut Cli::command(),
+                "gradledger",
+                &mut std::io::stdout(),
+            );
             Ok(())
         }
     };

@@ -17,7 +17,11 @@ struct Document<'a, T> {
 }
 
 /// Prints `body` as one JSON document, or `text`.
-pub fn print<T: Serialize>(json: bool, body: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
+pub fn print<T: Serialize>(
+    json: bool,
+    body: &T,
+    text: impl FnOnce() -> String,
+) -> Result<(), CliError> {
     let text = if json {
         let document = Document { schema_version: SCHEMA_VERSION, body };
         let mut json = serde_json::to_string_pretty(&document).map_err(CliError::Json)?;

@@ -30,12 +30,8 @@ pub enum BookError {
 impl Book {
     /// Reads logical bytes: `bins` lookup values, then the shift, little-endian.
     pub fn from_bytes(bytes: &[u8]) -> Self {
-        let mut values: Vec<f32> = bytes
-            .as_chunks::<4>()
-            .0
-            .iter()
-            .map(|value| f32::from_le_bytes(*value))
-            .collect();
+        let mut values: Vec<f32> =
+            bytes.as_chunks::<4>().0.iter().map(|value| f32::from_le_bytes(*value)).collect();
         let shift = values.pop().unwrap_or(0.0);
         Self { lookup: values, shift }
     }
@@ -84,7 +80,10 @@ mod tests {
                 book(f32::NAN, 0.5).check(dialect),
                 Err(BookError::Lookup { code: 3, .. })
             ));
-            assert!(matches!(book(3.0, f32::INFINITY).check(dialect), Err(BookError::Shift { .. })));
+            assert!(matches!(
+                book(3.0, f32::INFINITY).check(dialect),
+                Err(BookError::Shift { .. })
+            ));
         }
     }
 

@@ -134,7 +134,10 @@ impl Layout {
     /// The tensor called `name`, if the rule takes it.
     pub fn find(&self, name: &str) -> Option<&TensorLayout> {
         // Manifest order is by name within the group.
-        self.tensors.binary_search_by(|t| t.name.as_str().cmp(name)).ok().map(|at| &self.tensors[at])
+        self.tensors
+            .binary_search_by(|t| t.name.as_str().cmp(name))
+            .ok()
+            .map(|at| &self.tensors[at])
     }
 
     /// The manifest of a delta, from each artifact's root.
@@ -162,7 +165,9 @@ impl Layout {
     /// Whether `manifest` has just the artifacts that a delta for this layout has.
     pub fn is_delta(&self, manifest: &Manifest) -> bool {
         let roots = |group: DeltaGroup, at: usize| {
-            manifest.find(group.name(), &self.tensors[at].name).map_or(Digest::default(), |d| d.root)
+            manifest
+                .find(group.name(), &self.tensors[at].name)
+                .map_or(Digest::default(), |d| d.root)
         };
         self.delta_manifest(roots).is_ok_and(|expected| &expected == manifest)
     }

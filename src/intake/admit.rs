@@ -17,16 +17,20 @@ use crate::{
         layout::{DeltaGroup, Layout, TensorLayout},
     },
     import::{
-        ImportError,
-        templar::{ForeignDelta, Parts, QuantParams, TemplarError, refusal},
-        torch::{TensorRef, TorchError},
-        zip::Verified,
+        templar::{ForeignDelta, Parts, TemplarError, refusal_of},
+        torch::{TensorRef, TorchArchive, TorchError},
+        zip::{Verified, ZipError},
     },
     merkle::{
         manifest::manifest_id,
         pieces::{PieceHasher, Pieces},
     },
-    store::{StoreError, hashes::HashesWriter, place::Place, segment::delta},
+    store::{
+        StoreError,
+        hashes::{self, HashesWriter},
+        place::Place,
+        segment::delta,
+    },
     types::{
         digest::Digest,
         manifest::ManifestId,
@@ -47,8 +51,19 @@ pub enum AdmitError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The file could not be read, which says nothing about what is in it.
-    #[error(transparent)]
-    Import(#[from] ImportError),
+    #[error("reading the file: {0}")]
+    Read(#[source] std::io::Error),
+}
+
+/// A miner's delta as an opened file describes it.
+#[derive(Clone, Copy)]
+pub struct Opened<'a> {
+    /// The file.
+    pub archive: &'a TorchArchive,
+    /// What it says of this miner's delta.
+    pub delta: &'a ForeignDelta,
+    /// Whether nobody else's delta is in the file: then every entry's CRC is this miner's affair.
+    pub alone: bool,
 }
 
 /// What became of a file.
@@ -81,29 +96,26 @@ pub struct Expected<'a> {
 ///
 /// [`AdmitError`] if the disk fails; a fault of the file is [`Admission::Refused`].
 pub fn admit(
-    opened: Result<ForeignDelta, TemplarError>,
+    opened: Result<Opened<'_>, &TemplarError>,
     expected: Expected<'_>,
     place: &Place,
     scratch: &str,
 ) -> Result<Admission, AdmitError> {
     let file = match opened {
         Ok(file) => file,
-        Err(error) => return Ok(Admission::Refused(refusal(error)?)),
+        Err(error) => return error.refusal().map(Admission::Refused).ok_or_else(|| unread(error)),
     };
-    let mut admission = Reading {
-        file: &file,
-        expected,
-        faults: Faults::default(),
-        verified: file.archive().verified(),
-    };
-    let parts = admission.parts();
-    let stored = match parts {
-        Some(parts) => Some(admission.read(&parts, place, scratch)?),
+    let (faults, verified) = (Faults::default(), file.archive.verified());
+    let mut reading = Reading { file, expected, faults, verified };
+    let stored = match reading.parts()? {
+        Some(parts) => Some(reading.read(&parts, place, scratch)?),
         None => None,
     };
-    admission.metadata();
-    admission.other_entries()?;
-    match (admission.faults.first(), stored) {
+    reading.metadata();
+    if file.alone {
+        reading.other_entries()?;
+    }
+    match (reading.faults.first(), stored) {
         (Some(fault), stored) => {
             if let Some(stored) = stored {
                 stored.abandon(place)?;
@@ -115,11 +127,28 @@ pub fn admit(
     }
 }
 
+/// Our system failed, not the miner.
+fn unread(error: &TemplarError) -> AdmitError {
+    match error {
+        TemplarError::Torch(TorchError::Zip(ZipError::Io(source))) => {
+            AdmitError::Read(std::io::Error::new(source.kind(), source.to_string()))
+        }
+        other => AdmitError::Read(std::io::Error::other(other.to_string())),
+    }
+}
+
 /// The faults found so far; the first by code, then by tensor.
 #[derive(Default)]
 struct Faults(Option<Refusal>);
 
 impl Faults {
+    /// A fault in reading a tensor; an I/O error is ours and ends the admission.
+    fn note_error(&mut self, tensor: Option<&str>, error: TorchError) -> Result<(), AdmitError> {
+        let fault = refusal_of(tensor, &error).ok_or_else(|| unread(&error.into()))?;
+        self.note(fault);
+        Ok(())
+    }
+
     fn note(&mut self, fault: Refusal) {
         // Tensors come in manifest order, so an equal code found later is a later tensor's.
         if self.0.as_ref().is_none_or(|first| fault.code < first.code) {
@@ -137,12 +166,14 @@ struct Checked<'a> {
     tensor: &'a TensorLayout,
     idxs: &'a TensorRef,
     vals: &'a TensorRef,
-    quant: &'a QuantParams,
+    lookup: &'a TensorRef,
+    shift: &'a TensorRef,
+    scale: Option<f64>,
 }
 
 /// A file being read.
 struct Reading<'a> {
-    file: &'a ForeignDelta,
+    file: Opened<'a>,
     expected: Expected<'a>,
     faults: Faults,
     verified: Verified,
@@ -150,20 +181,30 @@ struct Reading<'a> {
 
 impl<'a> Reading<'a> {
     /// Every tensor's parts, if all are there and shaped as the model asks.
-    fn parts(&mut self) -> Option<Vec<Checked<'a>>> {
+    fn parts(&mut self) -> Result<Option<Vec<Checked<'a>>>, AdmitError> {
         let layout = self.expected.layout;
-        for name in self.file.parts().keys().filter(|name| layout.find(name).is_none()) {
-            let want = "a tensor that the rule folds";
+        let delta = self.file.delta;
+        let ours = |name: &str| {
+            layout.find(name).is_some() || layout.frozen.iter().any(|frozen| frozen.name == name)
+        };
+        for name in delta.parts.keys().filter(|name| !ours(name)) {
+            let want = "a tensor of the model";
             self.faults.note(Refusal::new(Code::UnknownTensor, Some(name), want, "none"));
         }
+        if let Some(fault) = &delta.fault {
+            let refusal = fault.refusal();
+            self.faults
+                .note(refusal.ok_or_else(|| AdmitError::Read(std::io::Error::other("part")))?);
+        }
+        let faulty = |name: &str| delta.fault.as_ref().is_some_and(|f| &*f.tensor == name);
         let mut all = Vec::with_capacity(layout.tensors.len());
-        for tensor in &layout.tensors {
-            match tensor_parts(tensor, self.file.parts().get(&tensor.name)) {
+        for tensor in layout.tensors.iter().filter(|tensor| !faulty(&tensor.name)) {
+            match tensor_parts(tensor, delta.parts.get(tensor.name.as_str())) {
                 Ok(parts) => all.push(parts),
                 Err(fault) => self.faults.note(fault),
             }
         }
-        self.faults.first().is_none().then_some(all)
+        Ok(self.faults.first().is_none().then_some(all))
     }
 
     /// Reads, checks, hashes and writes every tensor.
@@ -176,8 +217,7 @@ impl<'a> Reading<'a> {
         let dir = place.tmp().join(scratch);
         let bins = 1 << self.expected.rule.code_bits();
         let files = &*place.files;
-        let mut writer =
-            delta::DeltaWriter::create(files, &dir, bins).map_err(StoreError::from)?;
+        let mut writer = delta::DeltaWriter::create(files, &dir, bins).map_err(StoreError::from)?;
         let mut stored = Stored { dir: dir.clone(), pieces: Vec::with_capacity(parts.len()) };
         for part in parts {
             let (index, code) = self.read_tensor(part, &mut writer)?;
@@ -197,13 +237,13 @@ impl<'a> Reading<'a> {
     ) -> Result<(Pieces, Pieces), AdmitError> {
         let tensor = part.tensor;
         let mut rows = writer
-            .tensor(&tensor.name, small(tensor.k), tensor.grid.blocks())
+            .tensor(&tensor.name, tensor.k, tensor.grid.blocks())
             .map_err(StoreError::from)?;
         let mut hasher = PieceHasher::new();
         let mut first_block = 0;
         let block_bytes = small(tensor.index_bytes_per_block());
         let mut fault = None;
-        self.stream(part.idxs, block_bytes, &mut |blocks| {
+        self.stream((&tensor.name, part.idxs), block_bytes, &mut |blocks| {
             fault = fault.take().or_else(|| index_fault(tensor, blocks, first_block));
             first_block += (blocks.len() / block_bytes) as u64;
             hasher.update(blocks);
@@ -213,7 +253,7 @@ impl<'a> Reading<'a> {
         let mut hasher = PieceHasher::new();
         let (mut packed, mut first_block, k) = (Vec::new(), 0, small(tensor.k));
         let mut code_fault = None;
-        self.stream(part.vals, k, &mut |values| {
+        self.stream((&tensor.name, part.vals), k, &mut |values| {
             packed.clear();
             if let Err(error) = codes::pack_codes(values, k, tensor.code_bits, &mut packed) {
                 code_fault.get_or_insert_with(|| code_refusal(tensor, first_block, &error));
@@ -234,11 +274,11 @@ impl<'a> Reading<'a> {
     /// Hands out a tensor's bytes in whole blocks; a wrong CRC is noted and what is missing is zero.
     fn stream(
         &mut self,
-        tensor: &TensorRef,
+        (name, tensor): (&str, &TensorRef),
         block_bytes: usize,
         take: &mut dyn FnMut(&[u8]) -> Result<(), StoreError>,
     ) -> Result<(), AdmitError> {
-        let mut stream = self.file.archive().open_stream(tensor);
+        let mut stream = self.file.archive.open_stream(tensor);
         let mut left = tensor.bytes();
         let mut pending = Vec::new();
         loop {
@@ -255,7 +295,7 @@ impl<'a> Reading<'a> {
                     return Ok(());
                 }
                 Err(error) => {
-                    self.faults.note(refusal(TemplarError::from(error))?);
+                    self.faults.note_error(Some(name), error)?;
                     // The file is refused; the segment only has to keep its shape until it is dropped.
                     let zeros = vec![0; block_bytes];
                     for _ in 0..left / block_bytes as u64 {
@@ -269,22 +309,21 @@ impl<'a> Reading<'a> {
 
     /// The book's logical bytes; what is wrong with its values is noted.
     fn read_book(&mut self, part: &Checked<'_>) -> Result<Vec<u8>, AdmitError> {
+        let (name, dialect) = (&part.tensor.name, self.expected.rule.dialect);
         let mut bytes = Vec::new();
-        for (tensor, len) in [(&part.quant.lookup, part.tensor.book_bytes() - 4), (&part.quant.shift, 4)]
-        {
-            match self.file.archive().read_small(tensor, len, &mut self.verified) {
+        for (tensor, len) in [(part.lookup, part.tensor.book_bytes() - 4), (part.shift, 4)] {
+            match self.file.archive.read_small(tensor, len, &mut self.verified) {
                 Ok(values) => bytes.extend(values),
                 Err(error) => {
-                    self.faults.note(refusal(TemplarError::from(error))?);
+                    self.faults.note_error(Some(name), error)?;
                     bytes.resize(bytes.len() + small(len), 0);
                 }
             }
         }
-        let (name, dialect) = (&part.tensor.name, self.expected.rule.dialect);
         if let Err(error) = Book::from_bytes(&bytes).check(dialect) {
             self.faults.note(book_refusal(name, &error));
         }
-        let scale = part.quant.scale.filter(|_| dialect == Dialect::Templar);
+        let scale = part.scale.filter(|_| dialect == Dialect::Templar);
         if let Some(scale) = scale.filter(|scale| !SCALE.contains(&scale.abs())) {
             let want = "a scale of 1e-12 to 1e4 in magnitude";
             self.faults.note(Refusal::new(Code::WrongScale, Some(name), want, scale.to_string()));
@@ -293,7 +332,7 @@ impl<'a> Reading<'a> {
     }
 
     fn metadata(&mut self) {
-        let window = self.file.window();
+        let window = self.file.delta.window;
         if let Some(window) = window.filter(|&w| u64::try_from(w) != Ok(self.expected.round)) {
             let (want, found) = (self.expected.round.to_string(), window.to_string());
             self.faults.note(Refusal::new(Code::WrongRound, None, want, found));
@@ -302,10 +341,10 @@ impl<'a> Reading<'a> {
 
     /// Entries that no tensor is in have a CRC too.
     fn other_entries(&mut self) -> Result<(), AdmitError> {
-        if let Err(error) = self.file.archive().verify_crcs(&mut self.verified) {
-            self.faults.note(refusal(TemplarError::from(error))?);
+        match self.file.archive.verify_crcs(&mut self.verified) {
+            Ok(()) => Ok(()),
+            Err(error) => self.faults.note_error(None, error),
         }
-        Ok(())
     }
 }
 
@@ -324,8 +363,10 @@ fn tensor_parts<'a>(
     let parts = parts.ok_or_else(|| missing("idxs, vals and quant_params"))?;
     let idxs = parts.idxs.as_ref().ok_or_else(|| missing("idxs"))?;
     let vals = parts.vals.as_ref().ok_or_else(|| missing("vals"))?;
-    let quant = parts.quant.as_ref().ok_or_else(|| missing("quant_params"))?;
-    let shape = |what: &str, want: String, found: &TensorRef| {
+    let quant = parts.quant_params.as_ref().ok_or_else(|| missing("quant_params"))?;
+    let lookup = quant.lookup.as_ref().ok_or_else(|| missing("a lookup tensor"))?;
+    let shift = quant.shift.as_ref().ok_or_else(|| missing("a shift tensor"))?;
+    let wrong = |what: &str, want: String, found: &TensorRef| {
         let found = format!("{} {:?}", found.dtype(), found.shape());
         Refusal::new(Code::WrongShape, name, format!("{what} of {want}"), found)
     };
@@ -333,24 +374,24 @@ fn tensor_parts<'a>(
     let k = vals.shape().last().copied().unwrap_or(0);
     let prefix = vals.shape().split_last().is_some_and(|(_, prefix)| prefix == blocks);
     if vals.dtype() != Dtype::U8 || !prefix {
-        return Err(shape("vals", format!("U8 {blocks:?} and k"), vals));
+        return Err(wrong("vals", format!("U8 {blocks:?} and k"), vals));
     }
     let packed = tensor.grid.blocks().saturating_mul(k).checked_mul(3).map(|n| n / 2);
     if idxs.dtype() != Dtype::U8 || Some(idxs.bytes()) != packed {
-        return Err(shape("idxs", format!("U8 of {} bytes", packed.unwrap_or(u64::MAX)), idxs));
+        return Err(wrong("idxs", format!("U8 of {} bytes", packed.unwrap_or(u64::MAX)), idxs));
     }
     let bins = 1 << tensor.code_bits;
-    if quant.lookup.dtype() != Dtype::F32 || quant.lookup.elements() != bins {
-        return Err(shape("lookup", format!("F32 [{bins}]"), &quant.lookup));
+    if lookup.dtype() != Dtype::F32 || lookup.elements() != bins {
+        return Err(wrong("lookup", format!("F32 [{bins}]"), lookup));
     }
-    if quant.shift.dtype() != Dtype::F32 || quant.shift.elements() != 1 {
-        return Err(shape("shift", "one F32".to_owned(), &quant.shift));
+    if shift.dtype() != Dtype::F32 || shift.elements() != 1 {
+        return Err(wrong("shift", "one F32".to_owned(), shift));
     }
     if k != tensor.k {
         let (want, found) = (tensor.k.to_string(), k.to_string());
         return Err(Refusal::new(Code::WrongTopK, name, want, found));
     }
-    Ok(Checked { tensor, idxs, vals, quant })
+    Ok(Checked { tensor, idxs, vals, lookup, shift, scale: quant.scale })
 }
 
 /// How Templar shapes the blocks of a tensor: rows and columns of blocks, or blocks of a 1-D one.
@@ -385,10 +426,8 @@ fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option
             Some(Refusal::new(Code::IndexOutOfRange, name, want, found))
         }
         Err(KernelError::Repeated { block, index, first, entry, .. }) => {
-            let found = format!(
-                "{index} at entries {first} and {entry} of block {}",
-                first_block + block
-            );
+            let found =
+                format!("{index} at entries {first} and {entry} of block {}", first_block + block);
             Some(Refusal::new(Code::DuplicateIndex, name, "each index once in a block", found))
         }
         Err(other) => unreachable!("the band was made for these rows: {other}"),
@@ -432,19 +471,15 @@ impl Stored {
         let id = manifest_id(&manifest);
         let (files, ledger): (_, &Path) = (&*place.files, &place.root);
         delta::commit(files, ledger, &self.dir, id.root)?;
-        let mut hashes = HashesWriter::create(files, &self.dir.with_extension("hashes"))?;
+        let tmp = self.dir.with_extension("hashes");
+        let mut writer = HashesWriter::create(files, &tmp)?;
         for group in DeltaGroup::ALL {
-            for at in 0..self.pieces.len() {
-                hashes.artifact(&artifact(group, at).digests)?;
+            for (at, tensor) in layout.tensors.iter().enumerate() {
+                writer.artifact(group.name(), &tensor.name, &artifact(group, at).digests)?;
             }
         }
-        hashes.finish(files, ledger, &manifest)?;
+        writer.finish(&manifest)?;
+        hashes::commit(files, ledger, &tmp, id.root)?;
         Ok(id)
-    }
-}
-
-impl From<TorchError> for TemplarError {
-    fn from(error: TorchError) -> Self {
-        Self::Torch(error)
     }
 }

@@ -35,17 +35,25 @@ pub enum Disagreement {
         .expected.count, .expected.root, .found.count, .found.root
     )]
     Dispositions { round: u64, expected: DispositionsId, found: DispositionsId },
+    #[error("round {round}: entry {entry} of the stored dispositions is not the derived one")]
+    StoredDisposition { round: u64, entry: usize },
     #[error("round {round}: {accepted} miners are accepted, more than {ACCEPTED_MAX}")]
     TooMany { round: u64, accepted: usize },
     #[error("round {round}: nobody was accepted, but the record changes the state")]
     Unfounded { round: u64 },
     #[error("round {round}: the delta of {miner} is not laid out as the model is")]
     Layout { round: u64, miner: String },
-    #[error("round {round}: the plan derived from the deltas has root {expected}, the record {found}{at}")]
+    #[error(
+        "round {round}: the plan derived from the deltas has root {expected}, the record {found}{at}"
+    )]
     Plan { round: u64, expected: Digest, found: Digest, at: String },
-    #[error("round {round}: tensor {tensor}, piece {piece}: replay gives {expected}, the ledger holds {found}")]
+    #[error(
+        "round {round}: tensor {tensor}, piece {piece}: replay gives {expected}, the ledger holds {found}"
+    )]
     Piece { round: u64, tensor: String, piece: u64, expected: Digest, found: Digest },
-    #[error("round {round}: tensor {tensor}: replay gives root {expected}, the ledger holds {found}")]
+    #[error(
+        "round {round}: tensor {tensor}: replay gives root {expected}, the ledger holds {found}"
+    )]
     Tensor { round: u64, tensor: String, expected: Digest, found: Digest },
     #[error("round {round}: the state after it is {}, replay gives {}", .found.root, .expected.root)]
     Next { round: u64, expected: ManifestId, found: ManifestId },

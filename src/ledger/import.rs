@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -15,11 +15,10 @@ use serde::Serialize;
 use crate::{
     codec::layout::Layout,
     import::{
-        ImportError,
         source::{FileSource, Source},
-        templar::{AggregatorFile, ForeignDelta, GradientFile},
+        templar::{AggregatorFile, GradientFile, TemplarError},
     },
-    intake::admit::{Admission, Expected, admit},
+    intake::admit::{Admission, Expected, Opened, admit},
     store::{StoreError, open_round::OpenRound, quarantine},
     types::{
         digest::Digest,
@@ -66,13 +65,15 @@ pub enum PeersError {
     #[error("{count} peers are listed; a round takes at most {ACCEPTED_MAX}")]
     TooMany { count: usize },
     #[error("{path}: {source}")]
-    Directory { path: PathBuf, source: std::io::Error },
+    Directory { path: PathBuf, source: io::Error },
     #[error("two files of uid {uid} for round {round}: {first} and {second}; remove one")]
     TwoFiles { uid: u16, round: u64, first: String, second: String },
     #[error("{path} has no file of a listed peer: looked for gradient-{round}-UID-vVERSION.pt")]
     NoFiles { path: PathBuf, round: u64 },
-    #[error("{path}: uid {uid} stands twice in its list of uids")]
-    AggregatorTwice { path: PathBuf, uid: u16 },
+    #[error("{path}: {source}")]
+    Aggregator { path: PathBuf, source: TemplarError },
+    #[error("{path}: {source}")]
+    File { path: PathBuf, source: io::Error },
 }
 
 /// What an import came to.
@@ -178,6 +179,19 @@ struct Import {
 struct Aggregator {
     file: AggregatorFile,
     sha256: Digest,
+}
+
+impl Aggregator {
+    /// The part of `uid`, one of the file's.
+    fn opened(&self, uid: u16) -> Opened<'_> {
+        let (_, delta) = self
+            .file
+            .deltas()
+            .iter()
+            .find(|(of, _)| *of == uid)
+            .expect("what was found is in the file");
+        Opened { archive: self.file.archive(), delta, alone: false }
+    }
 }
 
 impl Import {
@@ -290,17 +304,24 @@ impl Import {
         if let Some((_, stated)) = self.stated.iter().find(same) {
             return Ok(Fetched { file: statement.file, ..stated.clone() });
         }
+        let gradient;
         let opened = match &self.aggregator {
-            Some(aggregator) => aggregator.file.delta(uid),
-            None => GradientFile::open(source.clone()).map(ForeignDelta::from),
+            Some(aggregator) => Ok(aggregator.opened(uid)),
+            None => {
+                gradient = GradientFile::open(source.clone());
+                gradient.as_ref().map(|file| {
+                    let (archive, delta) = (file.archive(), file.delta());
+                    Opened { archive, delta, alone: true }
+                })
+            }
         };
         let expected = Expected { layout: &self.layout, rule: &self.rule, round: self.round };
         let outcome = match admit(opened, expected, place, &format!("uid-{uid}"))? {
             Admission::Delta(id) => Outcome::Delta(id),
             Admission::Refused(refusal) => {
-                let digest = statement.source_sha256;
-                let read = |buffer: &mut [u8], at| source.read_exact_at(buffer, at);
-                quarantine::keep(place, self.round, digest, source.len(), &read)
+                let (files, digest) = (&*place.files, statement.source_sha256);
+                let mut bytes = Sequential { source: &*source, at: 0 };
+                quarantine::keep(files, &place.root, self.round, &mut bytes, digest, &found.file)
                     .map_err(StoreError::from)?;
                 Outcome::Refused(refusal)
             }
@@ -426,31 +447,38 @@ fn gradient_uid(name: &str, round: u64) -> Option<u16> {
 fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Peers), LedgerError> {
     let source: Arc<dyn Source> = Arc::new(open_file(path)?);
     let sha256 = sha256_of(path, &*source, &crate::types::progress::Silent)?;
-    let file = AggregatorFile::open(source).map_err(|source| ImportError::Templar {
-        path: path.to_owned(),
-        source,
-    })?;
+    let file = AggregatorFile::open(source)
+        .map_err(|source| PeersError::Aggregator { path: path.to_owned(), source })?;
     let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
-    let mut found = BTreeMap::new();
-    for &uid in file.uids() {
-        let (file, path) = (name.clone(), path.to_owned());
-        if found.insert(uid, Found { uid, file, path: path.clone() }).is_some() {
-            return Err(PeersError::AggregatorTwice { path, uid }.into());
-        }
+    let uids: Vec<u16> = file.deltas().iter().map(|(uid, _)| *uid).collect();
+    let found = |uid| (uid, Found { uid, file: name.clone(), path: path.to_owned() });
+    let found = uids.iter().copied().map(found).collect();
+    let rising = uids.windows(2).take_while(|pair| pair[0] < pair[1]).count();
+    let (listed, reserve) = uids.split_at((rising + 1).min(uids.len()));
+    let (mut listed, reserve) = (listed.to_vec(), reserve.to_vec());
+    listed.extend(file.skipped().iter().copied().filter(|uid| !uids.contains(uid)));
+    Ok((Aggregator { file, sha256 }, found, Peers { listed, reserve }))
+}
+
+/// A source read front to back.
+struct Sequential<'a> {
+    source: &'a dyn Source,
+    at: u64,
+}
+
+impl io::Read for Sequential<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let left = usize::try_from(self.source.len() - self.at).unwrap_or(usize::MAX);
+        let now = buffer.len().min(left);
+        self.source.read_exact_at(&mut buffer[..now], self.at)?;
+        self.at += now as u64;
+        Ok(now)
     }
-    let rising = file.uids().windows(2).take_while(|pair| pair[0] < pair[1]).count();
-    let (listed, reserve) = file.uids().split_at((rising + 1).min(file.uids().len()));
-    let reserve = reserve.to_vec();
-    let mut listed = listed.to_vec();
-    let skipped = |uid: &u16| !file.uids().contains(uid);
-    listed.extend(file.skipped_uids().iter().copied().filter(skipped));
-    let peers = Peers { listed, reserve };
-    Ok((Aggregator { file, sha256 }, found, peers))
 }
 
 fn open_file(path: &Path) -> Result<FileSource, LedgerError> {
     FileSource::open(path)
-        .map_err(|source| ImportError::Io { path: path.to_owned(), source }.into())
+        .map_err(|source| PeersError::File { path: path.to_owned(), source }.into())
 }
 
 fn sha256_of(
@@ -466,7 +494,7 @@ fn sha256_of(
         buffer.resize(usize::try_from(now).expect("a chunk fits in memory"), 0);
         source
             .read_exact_at(&mut buffer, at)
-            .map_err(|source| ImportError::Io { path: path.to_owned(), source })?;
+            .map_err(|source| PeersError::File { path: path.to_owned(), source })?;
         sha256.update(&buffer);
         progress.advance(now);
         at += now;

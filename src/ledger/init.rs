@@ -1,19 +1,25 @@
 //! Starting a run: a checkpoint becomes the first state, the genesis becomes entry 0.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use gradledger_kernels::{bytes as f32_bytes, widen};
 
 use crate::{
     import::checkpoint::Checkpoint,
-    merkle::{note::VerifierKey, pieces::PieceHasher},
+    merkle::pieces::PieceHasher,
     store::{
         StoreError,
         artifacts::CheckpointWriter,
         files::{Disk, Files},
-        keys::LogSeed,
+        keys::{
+            self, LogSeed,
+            heads::{HeadGuard, HeadSigner},
+        },
         lock::WriterLock,
-        log::{LogReader, LogWriter},
+        log::{LogError, LogReader, LogWriter},
         place::Place,
     },
     types::{
@@ -70,7 +76,7 @@ pub enum InitError {
         why: Unblockable,
     },
     /// Nothing would ever change.
-    #[error("the checkpoint has no tensor that the rule takes{}", left_out(.left_out))]
+    #[error("the checkpoint has no tensor that the rule takes{}", list(.left_out))]
     Nothing {
         /// What was not selected.
         left_out: Vec<String>,
@@ -85,10 +91,12 @@ pub enum InitError {
     },
 }
 
-fn left_out(names: &[String]) -> String {
+fn list(names: &[String]) -> String {
     match names {
         [] => String::new(),
-        [first, ..] => format!("; {} were left out, the first {first:?} (see --select)", names.len()),
+        [first, ..] => {
+            format!("; {} were left out, the first {first:?} (see --select)", names.len())
+        }
     }
 }
 
@@ -145,16 +153,17 @@ pub fn init_in(
     let at = |source| StoreError::Io { path: root.to_owned(), source };
     files.create_dir_all(root).map_err(at)?;
     let lock = WriterLock::acquire(root)?;
-    let rounds = LogReader::open(files.clone(), &place.rounds_log())?;
-    if rounds.is_some_and(|log| log.size() > 0) {
-        return Err(LedgerError::Exists { path: root.to_owned() });
+    match LogReader::open(files.clone(), &place.rounds_log()) {
+        Err(LogError::Absent { .. }) => {}
+        Ok(log) if log.size() == 0 => {}
+        Ok(_) => return Err(LedgerError::Exists { path: root.to_owned() }),
+        Err(error) => return Err(error.into()),
     }
     super::writer::empty_tmp(&place)?;
     progress.begin("init", checkpoint.tensors().iter().map(TensorSpec::bytes).sum());
     let model = store_state(&place, &checkpoint, &states, progress)?;
     progress.end();
-    let seed = log_seed(&place, options.key_file)?;
-    start_logs(&place, options, model, &seed)?;
+    start_logs(&place, options, model)?;
     drop(lock);
     let ledger = Ledger::open_in(files, root)?;
     Ok(InitReport { ledger, frozen, left_out: checkpoint.left_out().to_vec() })
@@ -245,17 +254,14 @@ fn widened<'a>(from: Dtype, to: Dtype, raw: &'a [u8], wide: &'a mut Vec<f32>) ->
     f32_bytes::of_f32(wide)
 }
 
-fn log_seed(place: &Place, key_file: Option<&Path>) -> Result<LogSeed, StoreError> {
-    let path = key_file.map_or_else(|| place.log_key(), Path::to_owned);
-    let at = |source| StoreError::Io { path: path.clone(), source };
-    // A key that is there is used: of an init that was killed, or the operator's own.
-    if place.files.exists(&path).map_err(at)? {
-        return Ok(LogSeed::load(&*place.files, &path)?);
-    }
-    if let Some(parent) = path.parent() {
-        place.files.create_dir_all(parent).map_err(at)?;
-    }
-    Ok(LogSeed::create(&*place.files, &path)?)
+/// The log key and what it signed: one that is there is used, be it of an init that was killed or the
+/// operator's own.
+fn log_key(place: &Place, key_path: &Path) -> Result<(LogSeed, Arc<HeadGuard>), StoreError> {
+    let there = place.files.exists(key_path);
+    let there = there.map_err(|source| StoreError::Io { path: key_path.to_owned(), source })?;
+    let files = &*place.files;
+    let seed = if there { keys::load(files, key_path)? } else { keys::create(files, key_path)? };
+    Ok((seed, Arc::new(HeadGuard::open(place.files.clone(), key_path)?)))
 }
 
 /// Makes both logs; the genesis in the rounds log is what makes the directory a ledger.
@@ -263,12 +269,17 @@ fn start_logs(
     place: &Place,
     options: &InitOptions<'_>,
     model: ManifestId,
-    seed: &LogSeed,
 ) -> Result<(), LedgerError> {
-    let origin = |log: &str| format!("{}/{log}", options.origin);
-    let vkey = |log: &str| -> Result<String, LedgerError> {
-        let key: VerifierKey = seed.verifier_key(&origin(log))?;
-        Ok(key.to_string())
+    let key_path = options.key_file.map_or_else(|| place.log_key(), Path::to_owned);
+    let (seed, guard) = log_key(place, &key_path)?;
+    let signer = |log: &str| {
+        let origin = format!("{}/{log}", options.origin);
+        HeadSigner::new(&seed, &origin, guard.clone()).map_err(StoreError::from)
+    };
+    let (rounds, submissions) = (signer("rounds")?, signer("submissions")?);
+    let log_keys = LogKeys {
+        rounds: rounds.verifier().to_string(),
+        submissions: submissions.verifier().to_string(),
     };
     let genesis = Genesis {
         version: 1,
@@ -276,17 +287,24 @@ fn start_logs(
         origin: options.origin.clone(),
         model,
         rule: Rule::SparseMeanSgd(options.rule.clone()),
-        log_keys: LogKeys { rounds: vkey("rounds")?, submissions: vkey("submissions")? },
+        log_keys,
         miners: MinersPolicy::Listed,
         netuid: None,
         chain_genesis: None,
         anchor_hotkey: None,
     };
     let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
-    let log = |dir: std::path::PathBuf, name: &str| {
-        LogWriter::create(place.files.clone(), &dir, &origin(name), seed)
-    };
-    log(place.submissions_log(), "submissions")?;
-    log(place.rounds_log(), "rounds")?.append(&[&entry])?;
+    open_log(place, place.submissions_log(), submissions)?;
+    open_log(place, place.rounds_log(), rounds)?.append(&[entry])?;
     Ok(())
+}
+
+/// A new log, or the one that a killed init left.
+fn open_log(place: &Place, dir: PathBuf, signer: HeadSigner) -> Result<LogWriter, LedgerError> {
+    let there = place.files.exists(&dir.join("tree-state"));
+    if there.map_err(|source| StoreError::Io { path: dir.clone(), source })? {
+        Ok(LogWriter::open(place.files.clone(), &dir, signer)?)
+    } else {
+        Ok(LogWriter::create(place.files.clone(), &dir, signer)?)
+    }
 }

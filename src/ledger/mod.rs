@@ -21,9 +21,9 @@ use crate::{
     codec::layout::Layout,
     export::ExportError,
     fold::FoldError,
+    import::checkpoint::ImportError,
     intake::admit::AdmitError,
-    import::ImportError,
-    merkle::note::NoteError,
+    merkle::note::KeyError,
     plan::PlanStepError,
     store::{
         StoreError,
@@ -49,7 +49,9 @@ use crate::{
 #[non_exhaustive]
 #[allow(missing_docs)] // Fields are named by their messages.
 pub enum LedgerError {
-    #[error("{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one")]
+    #[error(
+        "{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one"
+    )]
     NoLedger { path: PathBuf },
     #[error("{path} is a ledger already; give another directory")]
     Exists { path: PathBuf },
@@ -68,7 +70,7 @@ pub enum LedgerError {
     #[error(transparent)]
     Export(#[from] ExportError),
     #[error(transparent)]
-    Note(#[from] NoteError),
+    Note(#[from] KeyError),
     #[error(transparent)]
     Rule(#[from] RuleError),
     #[error(transparent)]
@@ -178,17 +180,21 @@ impl Ledger {
     pub fn open_in(files: Arc<dyn Files>, root: &Path) -> Result<Self, LedgerError> {
         let place = Place::new(files, root);
         let no_ledger = || LedgerError::NoLedger { path: root.to_owned() };
-        let rounds = LogReader::open(place.files.clone(), &place.rounds_log())?
-            .filter(|log| log.size() > 0)
-            .ok_or_else(no_ledger)?;
-        let submissions = LogReader::open(place.files.clone(), &place.submissions_log())?
-            .ok_or_else(no_ledger)?;
+        let open = |dir: &Path| match LogReader::open(place.files.clone(), dir) {
+            Err(LogError::Absent { .. }) => Err(no_ledger()),
+            opened => Ok(opened?),
+        };
+        let rounds = open(&place.rounds_log())?;
+        let submissions = open(&place.submissions_log())?;
         let mut genesis = None;
         let mut sealed = Vec::new();
-        for entry in rounds.entries(0..rounds.size())? {
-            let (index, bytes) = entry?;
-            let entry = json::from_slice(&bytes)
-                .map_err(|source| LedgerError::Entry { log: "rounds", index, source })?;
+        for (index, entry) in (0..).zip(rounds.entries(0..rounds.size())?) {
+            let bytes = entry?;
+            let entry = json::from_slice(&bytes).map_err(|source| LedgerError::Entry {
+                log: "rounds",
+                index,
+                source,
+            })?;
             let leaf = crate::merkle::tree::leaf_hash(&bytes);
             match entry {
                 RoundsEntry::Genesis(first) if index == 0 => genesis = Some((*first, leaf)),
@@ -199,7 +205,10 @@ impl Ledger {
                     return Err(LedgerError::EntryKind { index, found: "a second genesis" });
                 }
                 RoundsEntry::Round(_) => {
-                    return Err(LedgerError::EntryKind { index, found: "a round before the genesis" });
+                    return Err(LedgerError::EntryKind {
+                        index,
+                        found: "a round before the genesis",
+                    });
                 }
             }
         }
@@ -315,13 +324,16 @@ impl Ledger {
         &self,
         range: std::ops::Range<u64>,
     ) -> Result<Vec<(u64, Submission)>, LedgerError> {
-        let read = |entry: Result<(u64, Vec<u8>), LogError>| {
-            let (index, bytes) = entry?;
-            let submission = json::from_slice(&bytes)
-                .map_err(|source| LedgerError::Entry { log: "submissions", index, source })?;
+        let read = |(index, entry): (u64, Result<Vec<u8>, LogError>)| {
+            let bytes = entry?;
+            let submission = json::from_slice(&bytes).map_err(|source| LedgerError::Entry {
+                log: "submissions",
+                index,
+                source,
+            })?;
             Ok((index, submission))
         };
-        self.submissions.entries(range)?.map(read).collect()
+        (range.start..).zip(self.submissions.entries(range)?).map(read).collect()
     }
 }
 

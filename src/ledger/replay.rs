@@ -160,8 +160,13 @@ fn replay_pass(
         .collect();
     let mut compare = Compare::new(ledger, &base, &opened)?;
     progress.begin("replay", tensors.iter().map(|(_, t)| t.grid.rows * t.grid.columns * 4).sum());
-    let job =
-        FoldJob { base: &base, tensors: tensors.clone(), rounds, pool: &pool, path: options.fold.path };
+    let job = FoldJob {
+        base: &base,
+        tensors: tensors.clone(),
+        rounds,
+        pool: &pool,
+        path: options.fold.path,
+    };
     fold(&job, &mut compare, progress)?;
     progress.end();
     compare.verdict(options.tensor.is_none())?;
@@ -245,9 +250,10 @@ fn stored_plan(
     miners: usize,
 ) -> Result<Plan, LedgerError> {
     let bins = 1 << ledger.rule().code_bits();
-    let stored =
-        segment::plans::load(ledger.place(), record.plan, layout.tensors.len(), miners, bins)
-            .map_err(StoreError::from)?;
+    let (files, root) = (&*ledger.place().files, &ledger.place().root);
+    let tensors = layout.tensors.len();
+    let stored = segment::plan::read(files, root, &record.plan, tensors, miners, bins)
+        .map_err(StoreError::from)?;
     let found = plan_pieces(&stored).artifact;
     if found != record.plan {
         let (round, expected, found) = (record.round, record.plan.root, found.root);
@@ -389,4 +395,3 @@ impl Comparison<'_> {
         })
     }
 }
-

@@ -6,22 +6,24 @@ use serde::Serialize;
 use crate::{
     codec::layout::{Layout, TensorLayout},
     fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
-    intake::dispose::{Expected, dispose},
+    intake::dispose::{Expected, accepted, dispose},
     plan::{plan, planned_bytes},
-    seal::{Disposed, Folded, Planned, plan_pieces},
+    seal::{Disposed, Folded, Planned},
     store::{
         StoreError,
         artifacts::{CheckpointWriter, StoredCheckpoint, StoredDelta},
         open_round::OpenRound,
-        segment,
+        place::Place,
+        segment::{self, SegmentError},
     },
     types::{
         digest::Digest,
         manifest::ManifestId,
+        plan::Plan,
         progress::Progress,
-        record::{Disposition, Skipped, Verdict, Window},
+        record::{Disposition, RoundRecord, Skipped, Verdict, Window},
         rule::{Dialect, Mean, SparseMeanSgd},
-        submission::Submission,
+        submission::{Miner, Submission},
     },
 };
 
@@ -102,25 +104,31 @@ pub fn seal(
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
     let Planned { disposed, plan } = &folded.planned;
-    let place = writer.ledger().place();
-    let names = miner_names(&disposed.dispositions);
-    let layout = writer.ledger().layout()?;
-    let tensors: Vec<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
-    segment::plans::store(place, plan_pieces(plan).artifact, plan, &tensors, &names)
-        .map_err(StoreError::from)?;
     let record = folded.record();
-    segment::dispositions::store(place, record.dispositions, &disposed.dispositions)
+    let layout = writer.ledger().layout()?;
+    store_scalars(writer.ledger().place(), &record, &layout, plan, &disposed.dispositions)
         .map_err(StoreError::from)?;
     writer.append_round(&record)?;
     Ok(report(writer.ledger(), &folded, &submissions, &layout))
 }
 
-/// Who was accepted, as text, in ledger order.
-fn miner_names(dispositions: &[Disposition]) -> Vec<String> {
-    crate::intake::dispose::accepted(dispositions)
-        .into_iter()
-        .map(|(_, _, miner)| miner.to_string())
-        .collect()
+/// Stores the plan and the dispositions: what is hashed, as tables to query.
+fn store_scalars(
+    place: &Place,
+    record: &RoundRecord,
+    layout: &Layout,
+    plan: &Plan,
+    dispositions: &[Disposition],
+) -> Result<(), SegmentError> {
+    let (files, root) = (&*place.files, &place.root);
+    let tensors: Vec<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
+    let miners: Vec<Miner> = accepted(dispositions).into_iter().map(|(_, _, m)| m).collect();
+    let tmp = place.tmp().join("scalars.parquet");
+    segment::plan::write(files, &tmp, plan, &tensors, &miners)?;
+    segment::plan::commit(files, root, &tmp, &record.plan)?;
+    segment::dispositions::write(files, &tmp, dispositions)?;
+    segment::dispositions::commit(files, root, &tmp, &record.dispositions)?;
+    Ok(())
 }
 
 fn dispose_round(
@@ -136,7 +144,7 @@ fn dispose_round(
     let window = Window {
         start: ledger.window_start(),
         end: ledger.submissions_log().size(),
-        root_at_end: ledger.submissions_log().root(),
+        root_at_end: ledger.submissions_log().head().root,
     };
     let submissions = ledger.submissions(window.start..window.end)?;
     let base = ledger.newest();

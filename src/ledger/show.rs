@@ -95,7 +95,8 @@ pub struct DispositionView {
 /// A ledger at a glance.
 pub fn show(ledger: &Ledger) -> LedgerView {
     let (genesis, newest) = (ledger.genesis(), ledger.newest());
-    let view = |log: &crate::store::log::LogReader| LogView { size: log.size(), root: log.root() };
+    let view =
+        |log: &crate::store::log::LogReader| LogView { size: log.size(), root: log.head().root };
     LedgerView {
         run: genesis.run.clone(),
         origin: genesis.origin.clone(),

@@ -1,12 +1,18 @@
 //! A ledger open for writing: one process at a time, both logs, the key that signs their heads.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use crate::{
     store::{
         StoreError,
         files::{Disk, Files},
-        keys::LogSeed,
+        keys::{
+            self,
+            heads::{HeadGuard, HeadSigner},
+        },
         lock::WriterLock,
         log::LogWriter,
     },
@@ -54,10 +60,14 @@ impl LedgerWriter {
         let lock = WriterLock::acquire(root)?;
         let place = crate::store::place::Place::new(files.clone(), root);
         let key_path = key_file.map_or_else(|| place.log_key(), Path::to_owned);
-        let seed = LogSeed::load(&*files, &key_path).map_err(StoreError::from)?;
-        let open = |dir: std::path::PathBuf, name: &str| {
+        let seed = keys::load(&*files, &key_path).map_err(StoreError::from)?;
+        let guard = HeadGuard::open(files.clone(), &key_path).map_err(StoreError::from)?;
+        let guard = Arc::new(guard);
+        let open = |dir: PathBuf, name: &str| -> Result<LogWriter, LedgerError> {
             let origin = format!("{}/{name}", genesis.origin);
-            LogWriter::open(files.clone(), &dir, &origin, &seed)
+            let signer =
+                HeadSigner::new(&seed, &origin, guard.clone()).map_err(StoreError::from)?;
+            Ok(LogWriter::open(files.clone(), &dir, signer)?)
         };
         let rounds = open(place.rounds_log(), "rounds")?;
         let submissions = open(place.submissions_log(), "submissions")?;
@@ -79,8 +89,7 @@ impl LedgerWriter {
     /// [`StoreError`]; then none of them is in the log.
     pub fn append_submissions(&mut self, entries: &[Submission]) -> Result<u64, LedgerError> {
         let bytes: Vec<_> = entries.iter().map(json::to_vec).collect();
-        let slices: Vec<&[u8]> = bytes.iter().map(Vec::as_slice).collect();
-        let range = self.submissions.append(&slices)?;
+        let range = self.submissions.append(&bytes)?;
         self.reload()?;
         Ok(range.start)
     }
@@ -96,7 +105,7 @@ impl LedgerWriter {
             let (round, bytes) = (record.round, bytes.len());
             return Err(LedgerError::RecordBytes { round, bytes });
         }
-        self.rounds.append(&[&bytes])?;
+        self.rounds.append(&[bytes])?;
         self.reload()
     }
 

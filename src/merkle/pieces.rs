@@ -4,7 +4,7 @@
 //! entries are the 32-byte `P_i`. A root pins bytes only together with their length, so it goes
 //! about as an [`ArtifactId`]. See `schema/merkle.md`.
 
-use gradledger_kernels::sha256::sha256;
+use gradledger_kernels::sha256::{hash_pieces, sha256};
 
 use super::tree::{self, MemoryNodes, ProofError, ProveError, TreeBuilder};
 use crate::types::{
@@ -62,22 +62,17 @@ impl PieceHasher {
             self.rest.clear();
         }
         let whole = bytes.len() - bytes.len() % PIECE;
-        hash_pieces(&bytes[..whole], &mut self.digests);
+        hash_pieces(&bytes[..whole], PIECE, &mut self.digests);
         self.rest.extend_from_slice(&bytes[whole..]);
     }
 
     /// The identity of all bytes taken, and the digests of their pieces.
     pub fn finish(mut self) -> Pieces {
-        hash_pieces(&self.rest, &mut self.digests);
+        hash_pieces(&self.rest, PIECE, &mut self.digests);
         let digests: Vec<_> = self.digests.into_iter().map(Digest).collect();
         let artifact = ArtifactId { root: artifact_root(&digests), bytes: self.bytes };
         Pieces { artifact, digests }
     }
-}
-
-/// Appends the digest of each piece of `bytes`, the last one maybe shorter.
-fn hash_pieces(bytes: &[u8], digests: &mut Vec<[u8; 32]>) {
-    digests.extend(bytes.chunks(PIECE).map(sha256));
 }
 
 /// The root of the tree whose entries are these piece digests.

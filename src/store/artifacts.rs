@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{
     StoreError,
-    hashes::{HashesReader, HashesWriter},
+    hashes::{self, HashesReader, HashesWriter},
     place::Place,
     segment::{
         SegmentError,
@@ -91,7 +91,7 @@ impl StoredCheckpoint {
     ///
     /// [`StoreError::Hashes`] if its manifest is missing or not `id`'s.
     pub fn open(place: &Place, id: ManifestId) -> Result<Self, StoreError> {
-        let hashes = HashesReader::open(&*place.files, &place.root, id)?;
+        let hashes = HashesReader::open(&*place.files, &place.root, &id)?;
         Ok(Self { place: place.clone(), hashes })
     }
 
@@ -132,6 +132,7 @@ impl StoredCheckpoint {
 
 /// A stored delta.
 pub struct StoredDelta {
+    id: ManifestId,
     hashes: HashesReader,
     segments: DeltaSegments,
 }
@@ -143,9 +144,9 @@ impl StoredDelta {
     ///
     /// [`StoreError`] if its manifest or its segments are missing.
     pub fn open(place: &Place, id: ManifestId) -> Result<Self, StoreError> {
-        let hashes = HashesReader::open(&*place.files, &place.root, id)?;
+        let hashes = HashesReader::open(&*place.files, &place.root, &id)?;
         let segments = DeltaSegments::open(&*place.files, &delta_dir(&place.root, id.root))?;
-        Ok(Self { hashes, segments })
+        Ok(Self { id, hashes, segments })
     }
 
     /// The descriptors of its artifacts.
@@ -158,8 +159,12 @@ impl StoredDelta {
     /// # Errors
     ///
     /// [`StoreError`] if the delta has none, or they are missing.
-    pub fn open_artifact(&self, group: DeltaGroup, name: &str) -> Result<ArtifactReader, StoreError> {
-        let what = format!("{} of {name} in delta {}", group.name(), self.root());
+    pub fn open_artifact(
+        &self,
+        group: DeltaGroup,
+        name: &str,
+    ) -> Result<ArtifactReader, StoreError> {
+        let what = format!("{} of {name} in delta {}", group.name(), self.id.root);
         let position = self.manifest().position(group.name(), name);
         let position = position.ok_or_else(|| StoreError::NoArtifact { what: what.clone() })?;
         let bytes = self.manifest().descriptors()[position].bytes;
@@ -189,10 +194,6 @@ impl StoredDelta {
         reader.read_exact(&mut bytes)?;
         Ok(bytes)
     }
-
-    fn root(&self) -> Digest {
-        self.hashes.id().root
-    }
 }
 
 /// A state being stored, tensor by tensor in manifest order.
@@ -204,7 +205,10 @@ pub struct CheckpointWriter {
     hashes: HashesWriter,
     descriptors: Vec<Descriptor>,
     under_way: Option<UnderWay>,
+    /// Where the hashes are written.
     tmp: PathBuf,
+    /// Where the tensor under way is written.
+    tensor: PathBuf,
 }
 
 struct UnderWay {
@@ -219,9 +223,10 @@ impl CheckpointWriter {
     ///
     /// [`StoreError`] if the disk refuses.
     pub fn create(place: &Place) -> Result<Self, StoreError> {
-        let hashes = HashesWriter::create(&*place.files, &place.tmp().join("state.hashes"))?;
-        let tmp = place.tmp().join("tensor.parquet");
-        Ok(Self { place: place.clone(), hashes, descriptors: Vec::new(), under_way: None, tmp })
+        let (tmp, tensor) = (place.tmp().join("state.hashes"), place.tmp().join("tensor.parquet"));
+        let hashes = HashesWriter::create(&*place.files, &tmp)?;
+        let (place, descriptors) = (place.clone(), Vec::new());
+        Ok(Self { place, hashes, descriptors, under_way: None, tmp, tensor })
     }
 
     /// The next bytes of the tensor that `of` describes (its root is not known yet).
@@ -232,7 +237,7 @@ impl CheckpointWriter {
     pub fn write(&mut self, of: &Descriptor, bytes: &[u8]) -> Result<(), StoreError> {
         if self.under_way.is_none() {
             let spec = of.spec().expect("a descriptor out of a manifest has a spec");
-            let writer = TensorWriter::create(&*self.place.files, &self.tmp, &spec)?;
+            let writer = TensorWriter::create(&*self.place.files, &self.tensor, &spec)?;
             self.under_way = Some(UnderWay { writer, descriptor: of.clone() });
         }
         let under_way = self.under_way.as_mut().expect("it was made above");
@@ -251,8 +256,8 @@ impl CheckpointWriter {
         writer.finish()?;
         let descriptor = Descriptor { root: pieces.artifact.root, ..descriptor };
         let (files, root) = (&*self.place.files, &self.place.root);
-        tensor::commit(files, root, &self.tmp, &pieces.artifact, descriptor.dtype)?;
-        self.hashes.artifact(&pieces.digests)?;
+        tensor::commit(files, root, &self.tensor, &pieces.artifact, descriptor.dtype)?;
+        self.hashes.artifact(&descriptor.group, &descriptor.name, &pieces.digests)?;
         self.descriptors.push(descriptor);
         Ok(())
     }
@@ -273,8 +278,9 @@ impl CheckpointWriter {
         base: &StoredCheckpoint,
         position: usize,
     ) -> Result<(), StoreError> {
-        self.hashes.artifact(&base.digests(position)?)?;
-        self.descriptors.push(base.manifest().descriptors()[position].clone());
+        let descriptor = base.manifest().descriptors()[position].clone();
+        self.hashes.artifact(&descriptor.group, &descriptor.name, &base.digests(position)?)?;
+        self.descriptors.push(descriptor);
         Ok(())
     }
 
@@ -287,7 +293,8 @@ impl CheckpointWriter {
         let manifest =
             Manifest::new(self.descriptors).expect("descriptors of specs, each written once");
         let id = manifest_id(&manifest);
-        self.hashes.finish(&*self.place.files, &self.place.root, &manifest)?;
+        self.hashes.finish(&manifest)?;
+        hashes::commit(&*self.place.files, &self.place.root, &self.tmp, id.root)?;
         Ok(id)
     }
 }

@@ -73,11 +73,17 @@ pub enum StoreError {
     /// A key.
     #[error(transparent)]
     Key(#[from] keys::KeyError),
+    /// A head that must not be signed.
+    #[error(transparent)]
+    Guard(#[from] keys::heads::GuardError),
+    /// A refused file in quarantine.
+    #[error(transparent)]
+    Quarantine(#[from] quarantine::QuarantineError),
 }
 
 impl StoreError {
     /// Whether stored bytes contradict a digest, rather than being out of reach.
     pub fn is_mismatch(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Key(_))
+        !matches!(self, Self::Io { .. } | Self::Key(_) | Self::Guard(_))
     }
 }

@@ -37,9 +37,9 @@ impl OpenRound {
     pub fn load(place: &Place) -> Result<Option<Self>, StoreError> {
         let path = place.open_round();
         match read_whole(&*place.files, &path, BYTES_MAX) {
-            Ok(bytes) => {
-                json::from_slice(&bytes).map(Some).map_err(|source| StoreError::Json { path, source })
-            }
+            Ok(bytes) => json::from_slice(&bytes)
+                .map(Some)
+                .map_err(|source| StoreError::Json { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::Io { path, source }),
         }

@@ -18,10 +18,7 @@ impl Sums {
     /// For groups of up to `elements`.
     pub(super) fn new(elements: usize) -> Self {
         let length = elements + BLOCK_LEN_MAX;
-        Self {
-            sum: vec![0.0; length],
-            sent: vec![0; length],
-        }
+        Self { sum: vec![0.0; length], sent: vec![0; length] }
     }
 
     /// Adds up what every miner sent for `blocks` blocks from `first` on, miners in order.
@@ -35,16 +32,8 @@ impl Sums {
         let (index_bytes, code_bytes) = (band.index_bytes_per_block(), band.code_bytes_per_block());
         let mut clean = true;
         for (miner, sent) in contributions.iter().enumerate() {
-            prefetch(
-                sent.index,
-                (first + blocks) * index_bytes,
-                blocks * index_bytes,
-            );
-            prefetch(
-                sent.code,
-                (first + blocks) * code_bytes,
-                blocks * code_bytes,
-            );
+            prefetch(sent.index, (first + blocks) * index_bytes, blocks * index_bytes);
+            prefetch(sent.code, (first + blocks) * code_bytes, blocks * code_bytes);
             for block in 0..blocks {
                 let at = block * band.block_len();
                 let entries = Entries {
@@ -67,9 +56,7 @@ impl Sums {
 
 /// Room for any 12-bit index, from `at` on.
 fn room<T>(data: &mut [T], at: usize) -> &mut [T; BLOCK_LEN_MAX] {
-    data[at..]
-        .first_chunk_mut()
-        .expect("the scratch is longer than the group by a largest block")
+    data[at..].first_chunk_mut().expect("the scratch is longer than the group by a largest block")
 }
 
 fn levels<const BINS: usize>(levels: &[f32]) -> &[f32; BINS] {

@@ -35,11 +35,8 @@ impl Window<'_, '_> {
     #[inline(always)]
     fn each_run(self, sums: &mut Sums, mut update: impl FnMut(Run<'_>)) {
         let height = self.rows.len();
-        let (runs, length) = if height == 1 {
-            (1, self.blocks * self.width)
-        } else {
-            (self.blocks, self.width)
-        };
+        let (runs, length) =
+            if height == 1 { (1, self.blocks * self.width) } else { (self.blocks, self.width) };
         for (r, row) in self.rows.iter_mut().enumerate() {
             for run in 0..runs {
                 let column = self.column + run * length;
@@ -61,9 +58,7 @@ pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '
     match path {
         Path::Scalar => {
             let mut findings = Findings::default();
-            window.each_run(sums, |run| {
-                run.step_from(0, step, fma::fma_f32, &mut findings)
-            });
+            window.each_run(sums, |run| run.step_from(0, step, fma::fma_f32, &mut findings));
             findings
         }
         #[cfg(target_arch = "x86_64")]
@@ -122,12 +117,7 @@ mod x86 {
     fn run_avx2(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm256_set1_ps(-step.lr);
         let whole = run.state.as_chunks_mut::<8>().0.iter_mut();
-        let sums = run
-            .sum
-            .as_chunks_mut::<8>()
-            .0
-            .iter_mut()
-            .zip(run.sent.as_chunks_mut::<8>().0);
+        let sums = run.sum.as_chunks_mut::<8>().0.iter_mut().zip(run.sent.as_chunks_mut::<8>().0);
         let mut done = 0;
         for (state, (sum, sent)) in whole.zip(sums) {
             let element = run.element + done as u64;
@@ -198,24 +188,13 @@ mod x86 {
     fn run_avx512(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm512_set1_ps(-step.lr);
         let length = run.state.len();
-        assert!(
-            run.sum.len() == length && run.sent.len() == length,
-            "a run has one length"
-        );
+        assert!(run.sum.len() == length && run.sent.len() == length, "a run has one length");
         for at in (0..length).step_by(16) {
-            let within = if length - at >= 16 {
-                !0
-            } else {
-                (1u16 << (length - at)) - 1
-            };
+            let within = if length - at >= 16 { !0 } else { (1u16 << (length - at)) - 1 };
             // SAFETY: `at` is below the length of all three, and lanes that are not are masked off: not read.
             let (by, sum, state) = unsafe {
                 let by = _mm256_maskz_loadu_epi16(within, run.sent.as_ptr().add(at).cast());
-                (
-                    by,
-                    run.sum.as_mut_ptr().add(at),
-                    run.state.as_mut_ptr().add(at),
-                )
+                (by, run.sum.as_mut_ptr().add(at), run.state.as_mut_ptr().add(at))
             };
             let touched = _mm256_test_epi16_mask(by, by);
             if touched == 0 {
@@ -223,10 +202,7 @@ mod x86 {
             }
             // SAFETY: as above, `touched` being part of `within`.
             let (total, value) = unsafe {
-                (
-                    _mm512_maskz_loadu_ps(touched, sum),
-                    _mm512_maskz_loadu_ps(touched, state),
-                )
+                (_mm512_maskz_loadu_ps(touched, sum), _mm512_maskz_loadu_ps(touched, state))
             };
             let divisor = match step.divisor {
                 Divisor::Contributors => _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(
