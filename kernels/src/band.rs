@@ -7,11 +7,12 @@ pub const BLOCK_LEN_MAX: usize = 4096;
 /// The most contributions of a round: what a count of eight bits holds.
 pub const MINERS_MAX: usize = 255;
 
-/// A run of whole blocks of one tensor: `rows` x `columns`, row-major, cut in blocks of `block_rows` x
-/// `block_columns`, each block with `k` entries a miner, each entry a 12-bit index and a code of `code_bits` bits.
+/// A run of whole blocks of one tensor: `rows` x `columns`, row-major, cut in blocks of
+/// `block_rows` x `block_columns`, each block with `k` entries a miner, each entry a 12-bit index
+/// and a code of `code_bits` bits.
 ///
-/// A 1-D tensor has `rows` 1 and `block_rows` 1. Blocks are counted row-major; an index counts the elements of
-/// its block row-major.
+/// A 1-D tensor has `rows` 1 and `block_rows` 1. Blocks are counted row-major; an index counts the
+/// elements of its block row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Band {
     /// Rows, a multiple of `block_rows`.
@@ -89,8 +90,16 @@ impl Band {
             return Err(KernelError::BlockLength { block_rows, block_columns });
         }
         let whole = rows.is_multiple_of(block_rows) && columns.is_multiple_of(block_columns);
+<<<<<<< HEAD
         // A miner sends at most two bytes an element, so with the elements its bytes can be counted too.
         let countable = rows.checked_mul(columns).is_some_and(|n| n <= isize::MAX as usize / 4);
+=======
+        // A miner sends at most two bytes an element, so with the elements its bytes can be counted
+        // too.
+        let countable = rows
+            .checked_mul(columns)
+            .is_some_and(|n| n <= isize::MAX as usize / 4);
+>>>>>>> kernels
         if !whole || !countable {
             return Err(KernelError::Blocks { rows, columns, block_rows, block_columns });
         }
@@ -110,7 +119,8 @@ pub struct Contribution<'a> {
     /// Packed indices, [`Band::index_bytes_per_block`] a block: two in three bytes, `b0 = a & 255`,
     /// `b1 = a >> 8 | (b & 15) << 4`, `b2 = b >> 4`.
     pub index: &'a [u8],
-    /// Packed codes, [`Band::code_bytes_per_block`] a block, least significant bits first. Padding is not read.
+    /// Packed codes, [`Band::code_bytes_per_block`] a block, least significant bits first. Padding
+    /// is not read.
     pub code: &'a [u8],
     /// What each code adds, [`Band::bins`] values: `(lookup[code] + shift) * factor`, see
     /// [`levels`](crate::levels::levels). Any bits will do, NaN and infinities too.
@@ -147,7 +157,8 @@ pub struct Step {
     pub divisor: Divisor,
 }
 
-/// What a fold met, elements counted row-major within the band; only elements that somebody sent count.
+/// What a fold met, elements counted row-major within the band; only elements that somebody sent
+/// count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Findings {
     /// The lowest element whose aggregated delta is NaN or infinite.

@@ -7,8 +7,8 @@ compile_error!("logical bytes are little-endian and are viewed in place");
 #[inline]
 #[must_use]
 pub fn of_f32(values: &[f32]) -> &[u8] {
-    // SAFETY: the pointer and the length describe exactly the memory of `values`, borrowed for as long; any f32 is four
-    // initialised bytes, and u8 has no alignment.
+    // SAFETY: the pointer and the length describe exactly the memory of `values`, borrowed for as
+    // long; any f32 is four initialised bytes, and u8 has no alignment.
     unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
 }
 

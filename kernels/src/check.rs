@@ -1,17 +1,18 @@
 //! Which fault of an input is reported: the one answer for the reference and every fast copy.
 //!
-//! Lengths first. Then the lowest block, in it the first miner, of that miner the first entry; an index out of range
-//! comes before a repeat.
+//! Lengths first. Then the lowest block, in it the first miner, of that miner the first entry; an
+//! index out of range comes before a repeat.
 
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution, MINERS_MAX};
 use crate::{KernelError, Stream};
 
-/// That `band` is one, that there are at most 255 contributions, and that their slices have its lengths.
+/// That `band` is one, that there are at most 255 contributions, and that their slices have its
+/// lengths.
 ///
 /// # Errors
 ///
-/// Those of [`Band::validate`], [`KernelError::Miners`], or [`KernelError::Length`] of the first miner, of its index, code,
-/// levels in this order.
+/// Those of [`Band::validate`], [`KernelError::Miners`], or [`KernelError::Length`] of the first
+/// miner, of its index, code, levels in this order.
 pub fn lengths(band: &Band, contributions: &[Contribution<'_>]) -> Result<(), KernelError> {
     band.validate()?;
     if contributions.len() > MINERS_MAX {

@@ -1,9 +1,11 @@
 //! Clipping to the median: the factor that each miner's values of a tensor are multiplied with.
 //!
-//! The lower median over the miners; `factor = min(median / (norm + 1e-8), 1)`. One NaN norm makes the median NaN, and a NaN
-//! factor stays NaN (torch's clamp does so; Rust's `min` would drop it), written as [`CANONICAL_NAN`].
+//! The lower median over the miners; `factor = min(median / (norm + 1e-8), 1)`. One NaN norm makes
+//! the median NaN, and a NaN factor stays NaN (torch's clamp does so; Rust's `min` would drop it),
+//! written as [`CANONICAL_NAN`].
 //!
-//! Source: Templar v2.1.28, `tplr/neurons.py`, `outer_step` with `clip_norm: median`; native runs do the same in f64.
+//! Source: Templar v2.1.28, `tplr/neurons.py`, `outer_step` with `clip_norm: median`; native runs
+//! do the same in f64.
 
 use crate::{CANONICAL_NAN, canonical};
 

@@ -1,10 +1,12 @@
 //! Codes and indices in their packed form, a block at a time.
 //!
-//! Codes: `k` of `bits` bits (2, 4 or 8) a block, least significant bits first, padded with zeros to a byte a block. Indices: 12 bits,
-//! two in three bytes, `b0 = a & 255`, `b1 = a >> 8 | (b & 15) << 4`, `b2 = b >> 4`.
+//! Codes: `k` of `bits` bits (2, 4 or 8) a block, least significant bits first, padded with zeros
+//! to a byte a block. Indices: 12 bits, two in three bytes, `b0 = a & 255`, `b1 = a >> 8 | (b & 15)
+//! << 4`, `b2 = b >> 4`.
 //!
-//! The caller has checked lengths against its shapes: every function here panics on a `bits` other than 2, 4 and 8, on `k` 0, and on
-//! lengths that are not whole blocks. No value of any byte makes one panic.
+//! The caller has checked lengths against its shapes: every function here panics on a `bits` other
+//! than 2, 4 and 8, on `k` 0, and on lengths that are not whole blocks. No value of any byte makes
+//! one panic.
 
 use crate::KernelError;
 
@@ -124,7 +126,8 @@ fn expand<const N: usize>(
 ///
 /// # Errors
 ///
-/// [`KernelError::CodeOutOfRange`] for the first code that does not fit `bits`. `out` is as it was then.
+/// [`KernelError::CodeOutOfRange`] for the first code that does not fit `bits`. `out` is as it was
+/// then.
 ///
 /// # Panics
 ///
@@ -243,6 +246,7 @@ fn whole_blocks(code_bytes: usize, k: usize, bits: u32) -> usize {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use proptest::prelude::*;

@@ -1,12 +1,14 @@
-//! The fold on the processor: the bits of [`reference`](mod@crate::reference), near the speed of a copy.
+//! The fold on the processor: the bits of [`reference`](mod@crate::reference), near the speed of a
+//! copy.
 //!
-//! A band is cut into pieces of some block columns of one row of blocks, which rayon spreads over threads. A piece goes through
-//! in groups of blocks that fit the first cache: [`gather`] adds up what all miners sent for the group, [`update`] passes once over
-//! the group's rows of the state. The next group's bytes are prefetched meanwhile, both of the miners' streams
-//! and of the state: short runs with a long stride are more than the hardware's prefetcher follows.
+//! A band is cut into pieces of some block columns of one row of blocks, which rayon spreads over
+//! threads. A piece goes through in groups of blocks that fit the first cache: `gather` adds up
+//! what all miners sent for the group, `update` passes once over the group's rows of the state.
+//! The next group's bytes are prefetched meanwhile, both of the miners' streams and of the state:
+//! short runs with a long stride are more than the hardware's prefetcher follows.
 //!
-//! Every element is computed alone, so neither path nor threads nor the cut show in the result. A fault is only noticed here; which
-//! one is reported, [`check`] decides.
+//! Every element is computed alone, so neither path nor threads nor the cut show in the result. A
+//! fault is only noticed here; which one is reported, [`check`] decides.
 
 mod gather;
 mod update;
@@ -99,7 +101,8 @@ impl FromStr for Path {
     }
 }
 
-/// Folds one band into `state`, in place: [`reference::fold`](crate::reference::fold), fast, in the current rayon pool.
+/// Folds one band into `state`, in place: [`reference::fold`](crate::reference::fold), fast, in the
+/// current rayon pool.
 ///
 /// # Shapes
 ///
@@ -138,8 +141,8 @@ pub fn fold(
 /// An index out of range or sent twice; where, [`check::indices`] finds out.
 struct Fault;
 
-/// Elements of the blocks that go through together: their sums and counts fit the first cache, and the pieces of a row are long
-/// enough for memory. Two blocks of 64 x 64.
+/// Elements of the blocks that go through together: their sums and counts fit the first cache, and
+/// the pieces of a row are long enough for memory. Two blocks of 64 x 64.
 const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
 /// Elements that are worth a task of their own.
 const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
@@ -253,7 +256,8 @@ fn prefetch<T>(data: &[T], start: usize, length: usize) {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         let (start, end) = (start.min(data.len()), (start + length).min(data.len()));
         for at in (start..end).step_by(64 / size_of::<T>()) {
-            // SAFETY: a prefetch reads nothing the program can see and never faults; the instruction is in every x86-64.
+            // SAFETY: a prefetch reads nothing the program can see and never faults; the
+            // instruction is in every x86-64.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast()) };
         }
     }

@@ -15,8 +15,8 @@ pub enum Stream {
 
 /// An input that a kernel refuses.
 ///
-/// `miner` is a position in the slice of contributions, `block` a block of the band, row-major, `entry` one
-/// of the k entries of a block. All count from 0.
+/// `miner` is a position in the slice of contributions, `block` a block of the band, row-major,
+/// `entry` one of the k entries of a block. All count from 0.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KernelError {

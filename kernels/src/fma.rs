@@ -1,8 +1,8 @@
 //! `a * b + c` in f32 with one rounding, the same on every machine, without libm.
 //!
-//! `f32::mul_add` is one instruction where the target has it, and a call into libm where it does not; x86-64 as Rust targets it
-//! by default does not. So code on a hashed path calls [`fma_f32`], and only functions compiled for the feature use the
-//! instruction.
+//! `f32::mul_add` is one instruction where the target has it, and a call into libm where it does
+//! not; x86-64 as Rust targets it by default does not. So code on a hashed path calls [`fma_f32`],
+//! and only functions compiled for the feature use the instruction.
 
 /// `a * b + c`, rounded once to nearest even. Which NaN comes out is not specified.
 #[inline]
@@ -17,13 +17,14 @@ pub fn fma_f32(a: f32, b: f32, c: f32) -> f32 {
 
 /// As [`fma_f32`], whatever the target has: in f64, with the sum rounded to odd.
 ///
-/// The product of two f32 is exact in f64. Rounding the sum to nearest there and again to f32 could round twice in the same
-/// direction. Rounded to odd (an inexact sum takes the neighbour whose last bit is set), the 53 bits still tell on which
-/// side of a tie of the 24 bits the exact sum lies.
+/// The product of two f32 is exact in f64. Rounding the sum to nearest there and again to f32 could
+/// round twice in the same direction. Rounded to odd (an inexact sum takes the neighbour whose last
+/// bit is set), the 53 bits still tell on which side of a tie of the 24 bits the exact sum lies.
 ///
 /// # Source
 ///
-/// S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms using rounding to odd", 2008.
+/// S. Boldo and G. Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
+/// using rounding to odd", 2008.
 #[inline]
 #[must_use]
 pub fn fma_f32_in_f64(a: f32, b: f32, c: f32) -> f32 {

@@ -2,7 +2,8 @@
 
 use crate::canonical;
 
-/// For every code `(lookup[code] + shift) * factor`, in f32, rounded after each step. A NaN is the canonical one.
+/// For every code `(lookup[code] + shift) * factor`, in f32, rounded after each step. A NaN is the
+/// canonical one.
 ///
 /// With factor 1 these are the values whose norm is taken.
 #[must_use]

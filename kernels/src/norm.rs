@@ -4,8 +4,8 @@ use crate::fma;
 
 /// `sqrt(sum over codes ascending of count * value^2)` in f64, each step rounded (native).
 ///
-/// It depends on how often each code occurs, not on the order of the values. A code that does not occur adds nothing, unless
-/// its value is NaN or infinite: then 0 times it is NaN.
+/// It depends on how often each code occurs, not on the order of the values. A code that does not
+/// occur adds nothing, unless its value is NaN or infinite: then 0 times it is NaN.
 ///
 /// # Panics
 ///
@@ -22,15 +22,18 @@ pub fn histogram_f64(counts: &[u64], values: &[f32]) -> f64 {
     sum.sqrt()
 }
 
-/// The norm as torch's CPU kernel takes it, over values in file order, however they are cut into pushes (Templar).
+/// The norm as torch's CPU kernel takes it, over values in file order, however they are cut into
+/// pushes (Templar).
 ///
-/// Eight f32 lanes over whole groups of eight, lane j adding `round(v * v)` of elements j, j + 8, ...; then the lanes in order. Of
-/// the 0 to 7 values left, the first four, if there are four, one by one with the product rounded before the addition, the
-/// last one to three one by one with a fused multiply-add; then the f32 square root.
+/// Eight f32 lanes over whole groups of eight, lane j adding `round(v * v)` of elements j, j + 8,
+/// ...; then the lanes in order. Of the 0 to 7 values left, the first four, if there are four, one
+/// by one with the product rounded before the addition, the last one to three one by one with a
+/// fused multiply-add; then the f32 square root.
 ///
 /// # Source
 ///
-/// torch 2.15.0, `linalg.vector_norm` on CPU, its AVX2 and AVX-512 builds alike, observed; Templar runs it over the dequantised values.
+/// torch 2.15.0, `linalg.vector_norm` on CPU, its AVX2 and AVX-512 builds alike, observed; Templar
+/// runs it over the dequantised values.
 #[derive(Clone, Debug, Default)]
 pub struct TorchCpuNorm {
     lanes: [f32; 8],

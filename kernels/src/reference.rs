@@ -1,10 +1,12 @@
 //! The meaning of a fold: plain, slow, element by element. Every fast copy equals it bit for bit.
 //!
-//! Per element, miners in slice order, in f32 from +0: `sum = sum + level; count = count + 1`. Where at least one miner sent
-//! the element: `delta = sum / count` (or the number in [`Divisor::All`]), then `p = fma(-lr, delta, p)` with one rounding. An
-//! element nobody sent keeps its bits, -0 and NaN payloads included. A NaN result has the bits 7fc00000.
+//! Per element, miners in slice order, in f32 from +0: `sum = sum + level; count = count + 1`.
+//! Where at least one miner sent the element: `delta = sum / count` (or the number in
+//! [`Divisor::All`]), then `p = fma(-lr, delta, p)` with one rounding. An element nobody sent keeps
+//! its bits, -0 and NaN payloads included. A NaN result has the bits 7fc00000.
 //!
-//! Source: SparseLoCo (arXiv 2508.15706), outer step, dividing by contributors as Templar's code does.
+//! Source: SparseLoCo (arXiv 2508.15706), outer step, dividing by contributors as Templar's code
+//! does.
 
 use crate::band::{Band, Contribution, Divisor, Findings, Step};
 use crate::{KernelError, canonical, check, codes, fma};

@@ -1,7 +1,8 @@
 //! SHA-256: of a stream, of a slice, of every piece of a slice.
 //!
-//! The work is sha2's, which uses the processor's SHA instructions where there are any. Callers that hash many pieces call
-//! [`hash_pieces`], so that a kernel hashing several at once can take its place.
+//! The work is sha2's, which uses the processor's SHA instructions where there are any. Callers
+//! that hash many pieces call [`hash_pieces`], so that a kernel hashing several at once can take
+//! its place.
 
 use rayon::prelude::*;
 use sha2::Digest;
@@ -38,8 +39,8 @@ pub fn sha256(data: &[u8]) -> Digest32 {
     sha2::Sha256::digest(data).into()
 }
 
-/// Appends to `out` the digest of every piece of `data`, in order: `piece_bytes` each, the last one maybe shorter. Nothing for
-/// no data.
+/// Appends to `out` the digest of every piece of `data`, in order: `piece_bytes` each, the last one
+/// maybe shorter. Nothing for no data.
 ///
 /// Parallel over pieces in the current rayon pool.
 ///

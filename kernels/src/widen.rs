@@ -1,7 +1,7 @@
 //! bf16 and f16 to f32, exactly, and f32 to bf16, rounded.
 //!
-//! Only integer work and one exact multiplication, so that no processor's habits (quieting a NaN, flushing a denormal) show in
-//! what is hashed. Slices are little-endian bytes, as files hold them.
+//! Only integer work and one exact multiplication, so that no processor's habits (quieting a NaN,
+//! flushing a denormal) show in what is hashed. Slices are little-endian bytes, as files hold them.
 
 /// The f32 with the value of a bf16. The upper half of its bits, NaN payloads included.
 #[inline]
@@ -10,8 +10,8 @@ pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 
-/// The f32 with the value of an f16. Of a NaN the sign and the payload are kept, the payload in the upper bits; a signalling one
-/// stays signalling (hardware, and the crate `half`, would quiet it).
+/// The f32 with the value of an f16. Of a NaN the sign and the payload are kept, the payload in the
+/// upper bits; a signalling one stays signalling (hardware, and the crate `half`, would quiet it).
 #[inline]
 #[must_use]
 pub fn f16_to_f32(bits: u16) -> f32 {
@@ -26,7 +26,8 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     }
 }
 
-/// The nearest bf16, ties to even; beyond the largest one infinity. A NaN keeps sign and upper payload and is quiet.
+/// The nearest bf16, ties to even; beyond the largest one infinity. A NaN keeps sign and upper
+/// payload and is quiet.
 #[inline]
 #[must_use]
 pub fn f32_to_bf16(value: f32) -> u16 {

@@ -1,5 +1,7 @@
 //! Every path at every number of threads gives the bits of the reference, and the same error.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeSet;
 
 use gradledger_kernels::cpu::{self, Path};
@@ -193,7 +195,7 @@ fn random_band(random: &mut Random, elements_max: usize) -> Band {
 #[test]
 fn random_bands_agree() {
     let pools = pools();
-    for seed in 0..500 {
+    for seed in 0..250 {
         let mut random = Random::new(seed);
         let band = random_band(&mut random, 40_000);
         let most = (3_000_000 / (band.blocks() * band.k)).clamp(1, 255);
@@ -205,7 +207,8 @@ fn random_bands_agree() {
     }
 }
 
-/// The height and width of each block once, the blocks side by side so that no shortcut for runs applies.
+/// The height and width of each block once, the blocks side by side so that no shortcut for runs
+/// applies.
 #[test]
 fn every_block_height_and_many_widths_agree() {
     let pools = [rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap()];
@@ -267,7 +270,7 @@ fn the_most_miners_agree() {
 fn hostile_bytes_get_the_same_answer() {
     let pools = pools();
     let (mut refused, mut accepted) = (0, 0);
-    for seed in 1000..1400 {
+    for seed in 1000..1250 {
         let mut random = Random::new(seed);
         let band = random_band(&mut random, 20_000);
         let miners = random.within(1, 6);
@@ -289,7 +292,14 @@ fn hostile_bytes_get_the_same_answer() {
             Err(other) => panic!("seed {seed}: {other}"),
         }
     }
+<<<<<<< HEAD
     assert!(refused > 100 && accepted > 20, "{refused} refused, {accepted} accepted");
+=======
+    assert!(
+        refused > 60 && accepted > 15,
+        "{refused} refused, {accepted} accepted"
+    );
+>>>>>>> kernels
 }
 
 /// A block of 2 x 4 in a band of 2 x 8: small enough to write by hand.

@@ -1,4 +1,5 @@
-//! Gathering: what all miners sent for a few blocks, added up in a scratch that stays in the first cache.
+//! Gathering: what all miners sent for a few blocks, added up in a scratch that stays in the first
+//! cache.
 
 use super::{Fault, prefetch};
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution};
@@ -6,8 +7,9 @@ use crate::codes::unpack_pair;
 
 /// Sums and counts of a group of blocks, one block after the other.
 ///
-/// All zero between two groups. They are longer than the group by a largest block, so that whatever 12 bits say lies
-/// within: an index out of range spoils a sum, and the fold fails, but it reaches no other memory.
+/// All zero between two groups. They are longer than the group by a largest block, so that whatever
+/// 12 bits say lies within: an index out of range spoils a sum, and the fold fails, but it reaches
+/// no other memory.
 pub(super) struct Sums {
     pub(super) sum: Vec<f32>,
     /// Low byte: how many miners sent the element. High byte: 1 + the last of them, or 0.
@@ -73,7 +75,8 @@ struct Entries<'a> {
 }
 
 impl Entries<'_> {
-    /// Adds each entry's level; says whether all indices were below the block's length and distinct.
+    /// Adds each entry's level; says whether all indices were below the block's length and
+    /// distinct.
     #[inline(always)]
     fn add<const BITS: usize, const BINS: usize>(
         &self,

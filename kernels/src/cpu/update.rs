@@ -1,4 +1,9 @@
-//! Updating: one pass over a group's rows of the state, dividing and stepping, and clearing the sums on the way.
+//! Updating: one pass over a group's rows of the state, dividing and stepping, and clearing the
+//! sums on the way.
+//!
+//! The vector paths compute every lane and keep what belongs to an element that somebody sent.
+//! Skipping vectors that nobody sent would save work but not time: with a few miners that is a coin
+//! toss a vector, which no branch predictor gets right.
 
 use super::gather::Sums;
 use super::{Path, prefetch};
@@ -31,29 +36,38 @@ struct Run<'a> {
 }
 
 impl Window<'_, '_> {
-    /// Calls `update` with each run, and has the next group's fetched.
+    /// Calls `update` with each run, and has the next group's elements fetched.
     #[inline(always)]
     fn each_run(self, sums: &mut Sums, mut update: impl FnMut(Run<'_>)) {
+<<<<<<< HEAD
         let height = self.rows.len();
         let (runs, length) =
             if height == 1 { (1, self.blocks * self.width) } else { (self.blocks, self.width) };
+=======
+        let (height, columns) = (self.rows.len(), self.blocks * self.width);
+        // In a single row the blocks follow each other in the sums too.
+        let width = if height == 1 { columns } else { self.width };
+        let block_len = height * width;
+>>>>>>> kernels
         for (r, row) in self.rows.iter_mut().enumerate() {
-            for run in 0..runs {
-                let column = self.column + run * length;
-                prefetch(row, column + self.blocks * self.width, length);
-                let at = (run * height + r) * length;
+            prefetch(row, self.column + columns, columns);
+            let element = self.origin + r * self.stride;
+            let runs = row[self.column..][..columns].chunks_exact_mut(width);
+            for (run, state) in runs.enumerate() {
+                let at = run * block_len + r * width;
                 update(Run {
-                    state: &mut row[column..][..length],
-                    sum: &mut sums.sum[at..][..length],
-                    sent: &mut sums.sent[at..][..length],
-                    element: (self.origin + r * self.stride + run * length) as u64,
+                    state,
+                    sum: &mut sums.sum[at..][..width],
+                    sent: &mut sums.sent[at..][..width],
+                    element: (element + run * width) as u64,
                 });
             }
         }
     }
 }
 
-/// Steps every element of the window that somebody sent, and zeroes the sums. `path` must be available.
+/// Steps every element of the window that somebody sent, and zeroes the sums. `path` must be
+/// available.
 pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
     match path {
         Path::Scalar => {
@@ -75,6 +89,18 @@ pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '
 }
 
 impl Run<'_> {
+    /// Of all three.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn length(&self) -> usize {
+        let length = self.state.len();
+        assert!(
+            self.sum.len() == length && self.sent.len() == length,
+            "a run has one length"
+        );
+        length
+    }
+
     /// One by one, from the `from`th element on.
     #[inline(always)]
     fn step_from(
@@ -108,14 +134,22 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     pub(super) fn pass_avx2(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
         let mut findings = Findings::default();
-        window.each_run(sums, |run| run_avx2(run, step, &mut findings));
+        match step.divisor {
+            Divisor::Contributors => {
+                window.each_run(sums, |run| run_avx2::<true>(run, step, &mut findings));
+            }
+            Divisor::All(_) => {
+                window.each_run(sums, |run| run_avx2::<false>(run, step, &mut findings));
+            }
+        }
         findings
     }
 
     #[inline]
     #[target_feature(enable = "avx2,fma")]
-    fn run_avx2(run: Run<'_>, step: Step, findings: &mut Findings) {
+    fn run_avx2<const BY_COUNT: bool>(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm256_set1_ps(-step.lr);
+<<<<<<< HEAD
         let whole = run.state.as_chunks_mut::<8>().0.iter_mut();
         let sums = run.sum.as_chunks_mut::<8>().0.iter_mut().zip(run.sent.as_chunks_mut::<8>().0);
         let mut done = 0;
@@ -124,69 +158,95 @@ mod x86 {
             done += 8;
             // SAFETY: each array has 8 elements, of 4, 4 and 2 bytes; loads and stores need no alignment.
             let (by, total, value) = unsafe {
+=======
+        let all = _mm256_set1_ps(step.divisor.of(0));
+        let length = run.length();
+        let whole = length - length % 8;
+        for at in (0..whole).step_by(8) {
+            // SAFETY: 8 elements from `at` on are within all three; loads and stores here need no
+            // alignment.
+            let (by, sum, state) = unsafe {
+>>>>>>> kernels
                 (
-                    _mm_loadu_si128(sent.as_ptr().cast()),
-                    _mm256_loadu_ps(sum.as_ptr()),
-                    _mm256_loadu_ps(state.as_ptr()),
+                    run.sent.as_mut_ptr().add(at).cast(),
+                    run.sum.as_mut_ptr().add(at),
+                    run.state.as_mut_ptr().add(at),
                 )
             };
-            if _mm_testz_si128(by, by) != 0 {
-                continue;
-            }
-            let count = _mm256_cvtepu16_epi32(_mm_and_si128(by, _mm_set1_epi16(255)));
+            // SAFETY: as above.
+            let sent = unsafe { _mm_loadu_si128(by) };
+            // SAFETY: as above.
+            let (total, value) = unsafe { (_mm256_loadu_ps(sum), _mm256_loadu_ps(state)) };
+            let count = _mm256_cvtepu16_epi32(_mm_and_si128(sent, _mm_set1_epi16(255)));
             let touched = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_setzero_si256()));
-            let divisor = match step.divisor {
-                Divisor::Contributors => _mm256_cvtepi32_ps(count),
-                Divisor::All(_) => _mm256_set1_ps(step.divisor.of(0)),
+            let divisor = if BY_COUNT {
+                _mm256_cvtepi32_ps(count)
+            } else {
+                all
             };
             let delta = _mm256_div_ps(total, divisor);
             let mut next = _mm256_fmadd_ps(minus_lr, delta, value);
-            // Finite less finite is 0; anything else is NaN. A delta that is not finite leaves no finite next.
+            // Finite less itself is 0, anything else NaN. A delta that is not finite leaves no
+            // finite next.
             let finite =
                 _mm256_cmp_ps::<_CMP_EQ_OQ>(_mm256_sub_ps(next, next), _mm256_setzero_ps());
             if _mm256_movemask_ps(_mm256_andnot_ps(finite, touched)) != 0 {
+                let lanes = _mm256_movemask_ps(touched) as u16;
                 note(
-                    &lanes_avx2(touched).map(|bits| bits != 0),
-                    lanes_avx2(delta),
-                    lanes_avx2(next),
-                    element,
+                    lanes,
+                    &lanes_avx2(delta),
+                    &lanes_avx2(next),
+                    run.element + at as u64,
                     findings,
                 );
                 let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(next, next);
                 next = _mm256_blendv_ps(next, _mm256_set1_ps(f32::from_bits(CANONICAL_NAN)), nan);
             }
-            let next = _mm256_blendv_ps(value, next, touched);
-            // SAFETY: as for the loads.
+            // SAFETY: as above.
             unsafe {
-                _mm256_storeu_ps(state.as_mut_ptr(), next);
-                _mm256_storeu_ps(sum.as_mut_ptr(), _mm256_setzero_ps());
-                _mm_storeu_si128(sent.as_mut_ptr().cast(), _mm_setzero_si128());
+                _mm256_storeu_ps(state, _mm256_blendv_ps(value, next, touched));
+                _mm256_storeu_ps(sum, _mm256_setzero_ps());
+                _mm_storeu_si128(by, _mm_setzero_si128());
             }
         }
-        // One instruction here, as this function is compiled for FMA.
-        run.step_from(done, step, f32::mul_add, findings);
+        run.step_from(whole, step, |a, b, c| fma_instruction(a, b, c), findings);
+    }
+
+    /// Not `f32::mul_add`: that is this instruction only if it happens to be inlined here.
+    #[inline]
+    #[target_feature(enable = "fma")]
+    fn fma_instruction(a: f32, b: f32, c: f32) -> f32 {
+        _mm_cvtss_f32(_mm_fmadd_ss(_mm_set_ss(a), _mm_set_ss(b), _mm_set_ss(c)))
     }
 
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn lanes_avx2(vector: __m256) -> [u32; 8] {
-        let mut lanes = [0; 8];
-        // SAFETY: the array has 32 bytes.
-        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), _mm256_castps_si256(vector)) };
+    fn lanes_avx2(vector: __m256) -> [f32; 8] {
+        let mut lanes = [0.0; 8];
+        // SAFETY: the array has 8 elements.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), vector) };
         lanes
     }
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub(super) fn pass_avx512(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
         let mut findings = Findings::default();
-        window.each_run(sums, |run| run_avx512(run, step, &mut findings));
+        match step.divisor {
+            Divisor::Contributors => {
+                window.each_run(sums, |run| run_avx512::<true>(run, step, &mut findings));
+            }
+            Divisor::All(_) => {
+                window.each_run(sums, |run| run_avx512::<false>(run, step, &mut findings));
+            }
+        }
         findings
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn run_avx512(run: Run<'_>, step: Step, findings: &mut Findings) {
+    fn run_avx512<const BY_COUNT: bool>(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm512_set1_ps(-step.lr);
+<<<<<<< HEAD
         let length = run.state.len();
         assert!(run.sum.len() == length && run.sent.len() == length, "a run has one length");
         for at in (0..length).step_by(16) {
@@ -195,29 +255,46 @@ mod x86 {
             let (by, sum, state) = unsafe {
                 let by = _mm256_maskz_loadu_epi16(within, run.sent.as_ptr().add(at).cast());
                 (by, run.sum.as_mut_ptr().add(at), run.state.as_mut_ptr().add(at))
+=======
+        let all = _mm512_set1_ps(step.divisor.of(0));
+        let length = run.length();
+        for at in (0..length).step_by(16) {
+            let within = if length - at >= 16 {
+                !0
+            } else {
+                (1u16 << (length - at)) - 1
             };
-            let touched = _mm256_test_epi16_mask(by, by);
-            if touched == 0 {
-                continue;
-            }
+            // SAFETY: `at` is below the length of all three.
+            let (by, sum, state) = unsafe {
+                (
+                    run.sent.as_mut_ptr().add(at).cast(),
+                    run.sum.as_mut_ptr().add(at),
+                    run.state.as_mut_ptr().add(at),
+                )
+>>>>>>> kernels
+            };
+            // SAFETY: lanes beyond the length are masked off: not read.
+            let sent = unsafe { _mm256_maskz_loadu_epi16(within, by) };
+            let touched = _mm256_test_epi16_mask(sent, sent);
             // SAFETY: as above, `touched` being part of `within`.
             let (total, value) = unsafe {
                 (_mm512_maskz_loadu_ps(touched, sum), _mm512_maskz_loadu_ps(touched, state))
             };
-            let divisor = match step.divisor {
-                Divisor::Contributors => _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(
-                    _mm256_and_si256(by, _mm256_set1_epi16(255)),
-                )),
-                Divisor::All(_) => _mm512_set1_ps(step.divisor.of(0)),
+            let divisor = if BY_COUNT {
+                let count = _mm256_and_si256(sent, _mm256_set1_epi16(255));
+                _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(count))
+            } else {
+                all
             };
             let delta = _mm512_div_ps(total, divisor);
             let mut next = _mm512_fmadd_ps(minus_lr, delta, value);
-            // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no finite next.
+            // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no
+            // finite next.
             if _mm512_mask_fpclass_ps_mask::<0x99>(touched, next) != 0 {
                 note(
-                    &std::array::from_fn::<bool, 16, _>(|lane| touched >> lane & 1 != 0),
-                    lanes_avx512(delta),
-                    lanes_avx512(next),
+                    touched,
+                    &lanes_avx512(delta),
+                    &lanes_avx512(next),
                     run.element + at as u64,
                     findings,
                 );
@@ -228,39 +305,26 @@ mod x86 {
             unsafe {
                 _mm512_mask_storeu_ps(state, touched, next);
                 _mm512_mask_storeu_ps(sum, within, _mm512_setzero_ps());
-                _mm256_mask_storeu_epi16(
-                    run.sent.as_mut_ptr().add(at).cast(),
-                    within,
-                    _mm256_setzero_si256(),
-                );
+                _mm256_mask_storeu_epi16(by, within, _mm256_setzero_si256());
             }
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn lanes_avx512(vector: __m512) -> [u32; 16] {
-        let mut lanes = [0; 16];
-        // SAFETY: the array has 64 bytes.
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr().cast(), vector) };
+    fn lanes_avx512(vector: __m512) -> [f32; 16] {
+        let mut lanes = [0.0; 16];
+        // SAFETY: the array has 16 elements.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), vector) };
         lanes
     }
 
-    /// Takes note of the lanes that somebody sent.
+    /// Takes note of the lanes whose bit is set in `touched`.
     #[cold]
-    fn note<const N: usize>(
-        touched: &[bool; N],
-        delta: [u32; N],
-        next: [u32; N],
-        element: u64,
-        findings: &mut Findings,
-    ) {
-        for lane in (0..N).filter(|&lane| touched[lane]) {
-            findings.note(
-                element + lane as u64,
-                f32::from_bits(delta[lane]),
-                f32::from_bits(next[lane]),
-            );
+    #[inline(never)]
+    fn note(touched: u16, delta: &[f32], next: &[f32], element: u64, findings: &mut Findings) {
+        for lane in (0..delta.len()).filter(|lane| touched >> lane & 1 != 0) {
+            findings.note(element + lane as u64, delta[lane], next[lane]);
         }
     }
 }
