@@ -1,0 +1,101 @@
+//! Where segments lie below a ledger's directory, and how a finished one gets there.
+//!
+//! Every name holds a root, so a name says what is in it and equal content is stored once.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    store::files::Files,
+    types::{digest::Digest, manifest::ArtifactId, record::DispositionsId, tensor::Dtype},
+};
+
+/// Where the values of a tensor lie.
+pub fn tensor(ledger: &Path, artifact: &ArtifactId, dtype: Dtype) -> PathBuf {
+    let (root, bytes, dtype) = (artifact.root, artifact.bytes, dtype.name().to_lowercase());
+    shelf(ledger, "segments/tensors", root).join(format!("{root}-{bytes}.{dtype}.parquet"))
+}
+
+/// The directory of the delta whose manifest has this root.
+pub fn delta(ledger: &Path, manifest_root: Digest) -> PathBuf {
+    shelf(ledger, "segments/deltas", manifest_root).join(manifest_root.to_hex())
+}
+
+/// Where a plan lies.
+pub fn plan(ledger: &Path, artifact: &ArtifactId) -> PathBuf {
+    let ArtifactId { root, bytes } = artifact;
+    shelf(ledger, "segments/plans", *root).join(format!("{root}-{bytes}.parquet"))
+}
+
+/// Where the dispositions of a round lie.
+pub fn dispositions(ledger: &Path, id: &DispositionsId) -> PathBuf {
+    let DispositionsId { root, count } = id;
+    shelf(ledger, "segments/dispositions", *root).join(format!("{root}-{count}.parquet"))
+}
+
+/// The piece digests of the manifest with this root.
+pub fn hashes(ledger: &Path, manifest_root: Digest) -> PathBuf {
+    shelf(ledger, "hashes", manifest_root).join(manifest_root.to_hex())
+}
+
+/// One of 256 directories, so that none grows past what a file system lists well.
+fn shelf(ledger: &Path, kind: &str, root: Digest) -> PathBuf {
+    ledger.join(kind).join(&root.to_hex()[..2])
+}
+
+/// Moves a finished, synced file to its place; durable when this returns.
+///
+/// A file that is there already is replaced: it has the same content, or was damaged.
+///
+/// # Errors
+///
+/// The operating system's; fatal.
+pub fn commit_file(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    make_parents(files, ledger, to)?;
+    files.rename(from, to)?;
+    sync_parents(files, ledger, to)
+}
+
+/// Moves a finished directory of synced files to its place; durable when this returns.
+///
+/// If the place is taken, by the same content since the name holds its root, `from` is removed.
+///
+/// # Errors
+///
+/// The operating system's; fatal.
+pub fn commit_dir(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> io::Result<()> {
+    make_parents(files, ledger, to)?;
+    if files.exists(to)? {
+        files.remove_dir_all(from)?;
+    } else {
+        files.rename(from, to)?;
+    }
+    sync_parents(files, ledger, to)
+}
+
+fn make_parents(files: &dyn Files, ledger: &Path, path: &Path) -> io::Result<()> {
+    files.create_dir_all(path.parent().unwrap_or(ledger))
+}
+
+/// Makes `path`'s name durable, and those of the directories between it and the ledger's.
+///
+/// All of them each time: one that exists may be left from a run that ended before its sync.
+fn sync_parents(files: &dyn Files, ledger: &Path, path: &Path) -> io::Result<()> {
+    let within = |dir: &&Path| dir.starts_with(ledger);
+    path.ancestors().skip(1).take_while(within).try_for_each(|dir| files.sync_dir(dir))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_hold_root_length_and_dtype() {
+        let artifact = ArtifactId { root: Digest([0xab; 32]), bytes: 12 };
+        let path = tensor(Path::new("l"), &artifact, Dtype::F8E4m3);
+        let root = "ab".repeat(32);
+        assert_eq!(path, Path::new(&format!("l/segments/tensors/ab/{root}-12.f8_e4m3.parquet")));
+    }
+}

@@ -1,0 +1,175 @@
+//! The plan of a round as a table to query, and beside it the rows as they are hashed.
+
+use std::path::{Path, PathBuf};
+
+use parquet::{
+    basic::{Repetition, Type as Physical},
+    data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type},
+    schema::types::SchemaDescPtr,
+};
+
+use super::{
+    LogicalBytes,
+    column::FixedColumn,
+    draft::{Chunk, Draft},
+    error::SegmentError,
+    footer::SegmentFile,
+    place, schema,
+};
+use crate::{
+    store::files::Files,
+    types::{
+        manifest::ArtifactId,
+        plan::{NAN_F32, NAN_F64, Plan, PlanRow},
+        submission::Miner,
+    },
+};
+
+const PAGE_BYTES_MAX: usize = 1 << 20;
+
+/// Which column holds the rows' logical bytes: the only one that is read back.
+const ROW: usize = 6;
+
+fn columns(bins: usize) -> SchemaDescPtr {
+    schema::of(vec![
+        schema::text("tensor", Repetition::REQUIRED),
+        schema::text("miner", Repetition::REQUIRED),
+        schema::plain("norm", Physical::DOUBLE),
+        schema::plain("factor", Physical::FLOAT),
+        schema::plain("flags", Physical::INT32),
+        schema::list_i64("counts"),
+        schema::fixed("row", Plan::row_bytes(bins)),
+    ])
+}
+
+/// Writes `plan` to `path`, a temporary place, and syncs it.
+///
+/// `tensors` are those that the rule takes, in manifest order, `miners` in ledger order.
+///
+/// # Errors
+///
+/// [`SegmentError::PlanRows`] if the plan is of others; [`SegmentError::Io`].
+pub fn write(
+    files: &dyn Files,
+    path: &Path,
+    plan: &Plan,
+    tensors: &[&str],
+    miners: &[Miner],
+) -> Result<(), SegmentError> {
+    let found = plan.rows.len();
+    if miners.len() != plan.miners || found != tensors.len() * miners.len() {
+        return Err(SegmentError::PlanRows { tensors: tensors.len(), miners: miners.len(), found });
+    }
+    let mut draft = Draft::create(files, path, columns(plan.bins))?;
+    if !plan.rows.is_empty() {
+        write_rows(&mut draft, plan, tensors, miners)?;
+    }
+    draft.finish()
+}
+
+fn write_rows(
+    draft: &mut Draft,
+    plan: &Plan,
+    tensors: &[&str],
+    miners: &[Miner],
+) -> Result<(), SegmentError> {
+    let each = |name: &&str| std::iter::repeat_n(ByteArray::from(*name), miners.len());
+    let names: Vec<_> = tensors.iter().flat_map(each).collect();
+    draft.column::<ByteArrayType>(&names, None, None)?;
+    let miners: Vec<_> = miners.iter().map(miner_text).collect();
+    let miners: Vec<_> = miners.iter().cycle().take(plan.rows.len()).cloned().collect();
+    draft.column::<ByteArrayType>(&miners, None, None)?;
+    let norms: Vec<_> = plan.rows.iter().map(norm).collect();
+    draft.column::<DoubleType>(&norms, None, None)?;
+    let factors: Vec<_> = plan.rows.iter().map(factor).collect();
+    draft.column::<FloatType>(&factors, None, None)?;
+    draft.column::<Int32Type>(&vec![0; plan.rows.len()], None, None)?;
+    write_counts(draft, &plan.rows)?;
+    let mut rows = Chunk::new(Plan::row_bytes(plan.bins), PAGE_BYTES_MAX);
+    rows.write(draft, &plan.to_bytes())?;
+    rows.finish(draft)
+}
+
+/// A list a row: its first count at repetition level 0, the others at 1; an empty one undefined.
+fn write_counts(draft: &mut Draft, rows: &[PlanRow]) -> Result<(), SegmentError> {
+    let counts: Vec<i64> = rows.iter().flat_map(|row| &row.counts).map(|&c| c as i64).collect();
+    let lists = || rows.iter().map(|row| row.counts.len());
+    let definition: Vec<i16> =
+        lists().flat_map(|n| std::iter::repeat_n(i16::from(n > 0), n.max(1))).collect();
+    let repetition: Vec<i16> =
+        lists().flat_map(|n| (0..n.max(1)).map(|at| i16::from(at > 0))).collect();
+    draft.column::<Int64Type>(&counts, Some(&definition), Some(&repetition))
+}
+
+/// As it is hashed: one NaN.
+fn norm(row: &PlanRow) -> f64 {
+    if row.norm.is_nan() { f64::from_bits(NAN_F64) } else { row.norm }
+}
+
+fn factor(row: &PlanRow) -> f32 {
+    if row.factor.is_nan() { f32::from_bits(NAN_F32) } else { row.factor }
+}
+
+/// A miner in a table: the uid's digits, or the hotkey's 64 hex digits.
+pub(super) fn miner_text(miner: &Miner) -> ByteArray {
+    let text = match miner {
+        Miner::Uid(uid) => uid.to_string(),
+        Miner::Hotkey(key) => key.to_hex(),
+    };
+    ByteArray::from(text.as_str())
+}
+
+/// Moves a finished file to its place below `ledger`, durably; returns the place.
+///
+/// # Errors
+///
+/// [`SegmentError::Io`], fatal.
+pub fn commit(
+    files: &dyn Files,
+    ledger: &Path,
+    from: &Path,
+    artifact: &ArtifactId,
+) -> Result<PathBuf, SegmentError> {
+    let to = place::plan(ledger, artifact);
+    place::commit_file(files, ledger, from, &to).map_err(SegmentError::io(&to))?;
+    Ok(to)
+}
+
+/// Opens the logical bytes of a plan below `ledger`; their length is checked, their root is not.
+///
+/// # Errors
+///
+/// [`SegmentError`] names what does not fit.
+pub fn open(
+    files: &dyn Files,
+    ledger: &Path,
+    artifact: &ArtifactId,
+    bins: usize,
+) -> Result<FixedColumn, SegmentError> {
+    let segment = SegmentFile::open(files, &place::plan(ledger, artifact), columns(bins))?;
+    let rows =
+        FixedColumn::open(&segment, 0..segment.row_groups(), ROW, Plan::row_bytes(bins))?;
+    rows.of_length(artifact.bytes)
+}
+
+/// Reads the plan of `tensors` tensors and `miners` miners; its root is not checked.
+///
+/// # Errors
+///
+/// [`SegmentError`] names what does not fit.
+pub fn read(
+    files: &dyn Files,
+    ledger: &Path,
+    artifact: &ArtifactId,
+    tensors: usize,
+    miners: usize,
+    bins: usize,
+) -> Result<Plan, SegmentError> {
+    let rows = open(files, ledger, artifact, bins)?;
+    let path = place::plan(ledger, artifact);
+    // No longer than the file: pages share no bytes.
+    let mut bytes = vec![0; rows.len() as usize];
+    rows.read_at(0, &mut bytes)?;
+    Plan::from_bytes(&bytes, tensors, miners, bins)
+        .map_err(|source| SegmentError::Plan { path, source })
+}

@@ -1,0 +1,152 @@
+//! Logical bytes read front to back, each piece checked against its digest before it is handed out.
+
+use std::sync::Arc;
+
+use super::{LogicalBytes, check_range, error::SegmentError};
+use crate::types::{
+    digest::Digest,
+    manifest::{PIECE_BYTES, piece_count},
+};
+
+/// Bytes of a piece, in memory.
+const PIECE: usize = PIECE_BYTES as usize;
+
+/// Pieces read and hashed at once: 8 MiB, enough for every core and still in a cache.
+const RUN_PIECES: usize = 128;
+
+/// Reads logical bytes and trusts none of them: only pieces with the right digest come out.
+///
+/// Memory: one piece beyond what is asked for.
+pub struct VerifiedReader {
+    source: Arc<dyn LogicalBytes>,
+    digests: Arc<[Digest]>,
+    position: u64,
+    /// A checked piece that was asked for in part, and its number.
+    piece: Vec<u8>,
+    piece_number: Option<u64>,
+}
+
+impl VerifiedReader {
+    /// A reader at the start of `source`, which should have `bytes` bytes with these piece digests.
+    ///
+    /// The digests must be known to give the artifact's root.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentError::Digests`] if they are not as many as the pieces, [`SegmentError::Range`] if the
+    /// source has another length.
+    pub fn new(
+        source: Arc<dyn LogicalBytes>,
+        digests: impl Into<Arc<[Digest]>>,
+        bytes: u64,
+    ) -> Result<Self, SegmentError> {
+        let digests = digests.into();
+        if source.len() != bytes {
+            let len = usize::try_from(bytes).unwrap_or(usize::MAX);
+            return Err(SegmentError::Range { offset: 0, len, bytes: source.len() });
+        }
+        let (expected, found) = (piece_count(bytes), digests.len());
+        if found as u64 != expected {
+            return Err(SegmentError::Digests { bytes, expected, found });
+        }
+        Ok(Self { source, digests, position: 0, piece: Vec::new(), piece_number: None })
+    }
+
+    /// Number of the bytes, read or not.
+    #[allow(clippy::len_without_is_empty)] // A length in bytes, not a collection's.
+    pub fn len(&self) -> u64 {
+        self.source.len()
+    }
+
+    /// Where the next read starts.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    /// Makes the next read start at `offset`. The piece that holds it is checked from its start.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentError::Range`] beyond the end.
+    pub fn seek_to(&mut self, offset: u64) -> Result<(), SegmentError> {
+        check_range(self.len(), offset, 0)?;
+        self.position = offset;
+        Ok(())
+    }
+
+    /// Appends the next `len` bytes to `out`.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentError::Piece`] names the first piece that is not what it should be,
+    /// [`SegmentError::Range`] if there are fewer bytes. `out` and the position are as before then.
+    pub fn read(&mut self, len: usize, out: &mut Vec<u8>) -> Result<(), SegmentError> {
+        check_range(self.len(), self.position, len)?;
+        let (start, from) = (out.len(), self.position);
+        out.reserve(len);
+        let end = self.position + len as u64;
+        while self.position < end {
+            if let Err(error) = self.read_some(end, out) {
+                out.truncate(start);
+                self.position = from;
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends a part of a piece, or a run of whole ones straight into `out`.
+    fn read_some(&mut self, end: u64, out: &mut Vec<u8>) -> Result<(), SegmentError> {
+        let number = self.position / PIECE_BYTES;
+        let skip = (self.position % PIECE_BYTES) as usize;
+        let left = usize::try_from(end - self.position).unwrap_or(usize::MAX);
+        let whole = if end == self.len() { left } else { left / PIECE * PIECE };
+        if skip == 0 && whole > 0 && self.piece_number != Some(number) {
+            let run = whole.min(RUN_PIECES * PIECE);
+            let start = out.len();
+            out.resize(start + run, 0);
+            self.read_checked(number, &mut out[start..])?;
+            self.position += run as u64;
+            return Ok(());
+        }
+        self.load(number)?;
+        let part = &self.piece[skip..];
+        let part = &part[..left.min(part.len())];
+        out.extend_from_slice(part);
+        self.position += part.len() as u64;
+        Ok(())
+    }
+
+    /// Holds piece `number`, checked.
+    fn load(&mut self, number: u64) -> Result<(), SegmentError> {
+        if self.piece_number == Some(number) {
+            return Ok(());
+        }
+        self.piece_number = None;
+        let mut piece = std::mem::take(&mut self.piece);
+        let left = self.len() - number * PIECE_BYTES;
+        piece.resize(left.min(PIECE_BYTES) as usize, 0);
+        self.read_checked(number, &mut piece)?;
+        self.piece = piece;
+        self.piece_number = Some(number);
+        Ok(())
+    }
+
+    /// Reads whole pieces from piece `first` on and compares their digests.
+    fn read_checked(&self, first: u64, pieces: &mut [u8]) -> Result<(), SegmentError> {
+        self.source.read_at(first * PIECE_BYTES, pieces)?;
+        let expected = &self.digests[first as usize..];
+        for (piece, (expected, found)) in (first..).zip(expected.iter().zip(digests(pieces))) {
+            if *expected != found {
+                return Err(SegmentError::Piece { piece, expected: *expected, found });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The digest of each piece.
+fn digests(pieces: &[u8]) -> Vec<Digest> {
+    use rayon::prelude::*;
+    pieces.par_chunks(PIECE).map(Digest::of).collect()
+}
