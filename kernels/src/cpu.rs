@@ -1,0 +1,278 @@
+//! The fold on the processor: the bits of [`reference`](mod@crate::reference), near the speed of a copy.
+//!
+//! A band is cut into pieces of some block columns of one row of blocks, which rayon spreads over threads. A piece goes through
+//! in groups of blocks that fit the first cache: [`gather`] adds up what all miners sent for the group, [`update`] passes once over
+//! the group's rows of the state. The next group's bytes are prefetched meanwhile, both of the miners' streams
+//! and of the state: short runs with a long stride are more than the hardware's prefetcher follows.
+//!
+//! Every element is computed alone, so neither path nor threads nor the cut show in the result. A fault is only noticed here; which
+//! one is reported, [`check`] decides.
+
+mod gather;
+mod update;
+
+use std::fmt;
+use std::str::FromStr;
+
+use rayon::prelude::*;
+
+use crate::band::{BLOCK_LEN_MAX, Band, Contribution, Findings, Step};
+use crate::{KernelError, check};
+use gather::Sums;
+use update::Window;
+
+/// Which instructions the pass over the state uses. All paths give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Path {
+    /// None in particular: every processor.
+    Scalar,
+    /// x86-64 with AVX2 and FMA, 8 elements at a time.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL, 16 elements at a time.
+    Avx512,
+}
+
+impl Path {
+    /// The paths this processor can run, the fastest last.
+    #[must_use]
+    pub fn available() -> Vec<Self> {
+        [Self::Scalar, Self::Avx2, Self::Avx512]
+            .into_iter()
+            .filter(|path| path.is_available())
+            .collect()
+    }
+
+    /// The fastest path this processor can run.
+    #[must_use]
+    pub fn best() -> Self {
+        Self::available().pop().unwrap_or(Self::Scalar)
+    }
+
+    /// Whether this processor can run it. Asked of the processor once, then remembered.
+    #[must_use]
+    pub fn is_available(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Avx2 | Self::Avx512 => false,
+        }
+    }
+
+    /// `scalar`, `avx2` or `avx512`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is none of [`Path::name`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a path: scalar, avx2 and avx512 are")]
+pub struct UnknownPath;
+
+impl FromStr for Path {
+    type Err = UnknownPath;
+
+    fn from_str(name: &str) -> Result<Self, UnknownPath> {
+        let all = [Self::Scalar, Self::Avx2, Self::Avx512];
+        all.into_iter()
+            .find(|path| path.name() == name)
+            .ok_or(UnknownPath)
+    }
+}
+
+/// Folds one band into `state`, in place: [`reference::fold`](crate::reference::fold), fast, in the current rayon pool.
+///
+/// # Shapes
+///
+/// - `contributions`: at most 255, in ledger order, each with every block of the band.
+/// - `state`: f32 `[rows, columns]`, row-major.
+///
+/// Scratch memory: about 72 KB a thread, whatever the band's size, and 16 bytes a row.
+///
+/// # Errors
+///
+/// [`KernelError::PathUnavailable`], else the error of the reference. `state` is unspecified then.
+pub fn fold(
+    path: Path,
+    band: &Band,
+    contributions: &[Contribution<'_>],
+    step: Step,
+    state: &mut [f32],
+) -> Result<Findings, KernelError> {
+    if !path.is_available() {
+        return Err(KernelError::PathUnavailable { path });
+    }
+    check::lengths(band, contributions)?;
+    check::state(band, state)?;
+    let job = Job {
+        path,
+        band: flat_where_possible(band),
+        contributions,
+        step,
+    };
+    let folded = job
+        .pieces(state)
+        .into_par_iter()
+        .map_init(|| job.sums(), |sums, piece| job.fold_piece(sums, piece))
+        .try_reduce(Findings::default, |a, b| Ok(a.merged(b)));
+    folded.or_else(|Fault| {
+        check::indices(band, contributions)?;
+        unreachable!("a fault was noticed that the check does not find")
+    })
+}
+
+/// An index out of range or sent twice; where, [`check::indices`] finds out.
+struct Fault;
+
+/// Elements of the blocks that go through together: their sums and counts fit the first cache, and the pieces of a row are long
+/// enough for memory. Two blocks of 64 x 64.
+const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
+/// Elements that are worth a task of their own.
+const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
+
+struct Job<'a> {
+    path: Path,
+    band: Band,
+    contributions: &'a [Contribution<'a>],
+    step: Step,
+}
+
+/// Neighbouring blocks of one row of blocks.
+struct Piece<'s> {
+    first_block: usize,
+    /// Their first element, row-major in the band.
+    origin: usize,
+    /// Their part of each row of the state.
+    rows: Vec<&'s mut [f32]>,
+}
+
+impl Job<'_> {
+    /// Blocks that go through together.
+    fn group(&self) -> usize {
+        (GROUP_ELEMENTS / self.band.block_len()).max(1)
+    }
+
+    fn sums(&self) -> Sums {
+        Sums::new(self.group() * self.band.block_len())
+    }
+
+    /// Cuts the state: by rows of blocks, and these by columns if they are too few for the threads.
+    fn pieces<'s>(&self, state: &'s mut [f32]) -> Vec<Piece<'s>> {
+        let Band {
+            columns,
+            block_rows,
+            block_columns,
+            ..
+        } = self.band;
+        if state.is_empty() {
+            return Vec::new();
+        }
+        let (strip_elements, across) = (block_rows * columns, columns / block_columns);
+        let wanted = match rayon::current_num_threads() {
+            1 => 1,
+            // More pieces than threads, so that none waits long for the last.
+            threads => (threads * 4).div_ceil(state.len() / strip_elements),
+        };
+        let blocks_min = PIECE_ELEMENTS_MIN.div_ceil(self.band.block_len());
+        let blocks = across
+            .div_ceil(wanted)
+            .max(blocks_min)
+            .next_multiple_of(self.group());
+        let mut pieces = Vec::new();
+        for (strip, elements) in state.chunks_mut(strip_elements).enumerate() {
+            let cut = pieces.len();
+            pieces.extend((0..across).step_by(blocks).map(|column| Piece {
+                first_block: strip * across + column,
+                origin: strip * strip_elements + column * block_columns,
+                rows: Vec::with_capacity(block_rows),
+            }));
+            for row in elements.chunks_mut(columns) {
+                for (piece, part) in pieces[cut..]
+                    .iter_mut()
+                    .zip(row.chunks_mut(blocks * block_columns))
+                {
+                    piece.rows.push(part);
+                }
+            }
+        }
+        pieces
+    }
+
+    fn fold_piece(&self, sums: &mut Sums, mut piece: Piece<'_>) -> Result<Findings, Fault> {
+        let width = self.band.block_columns;
+        let columns = piece.rows[0].len();
+        let mut findings = Findings::default();
+        let group = self.group();
+        for column in (0..columns).step_by(group * width) {
+            let blocks = group.min((columns - column) / width);
+            sums.gather(
+                &self.band,
+                self.contributions,
+                piece.first_block + column / width,
+                blocks,
+            )?;
+            let window = Window {
+                rows: &mut piece.rows,
+                column,
+                width,
+                blocks,
+                origin: piece.origin + column,
+                stride: self.band.columns,
+            };
+            findings = findings.merged(update::pass(self.path, self.step, sums, window));
+        }
+        Ok(findings)
+    }
+}
+
+/// The same elements in the same blocks, as one row, where every block is a run of the state.
+fn flat_where_possible(band: &Band) -> Band {
+    if band.block_rows == 1 || band.columns == band.block_columns {
+        Band {
+            rows: 1,
+            columns: band.elements(),
+            block_rows: 1,
+            block_columns: band.block_len(),
+            ..*band
+        }
+    } else {
+        *band
+    }
+}
+
+/// Asks for the cache lines of `data[start .. start + length]`, cut to what there is.
+#[inline(always)]
+fn prefetch<T>(data: &[T], start: usize, length: usize) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let (start, end) = (start.min(data.len()), (start + length).min(data.len()));
+        for at in (start..end).step_by(64 / size_of::<T>()) {
+            // SAFETY: a prefetch reads nothing the program can see and never faults; the instruction is in every x86-64.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast()) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (data, start, length);
+}
