@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use gradledger_kernels::sha256::hash_pieces;
+
 use super::{LogicalBytes, check_range, error::SegmentError};
 use crate::types::{
     digest::Digest,
@@ -146,7 +148,8 @@ impl VerifiedReader {
 }
 
 /// The digest of each piece.
-fn digests(pieces: &[u8]) -> Vec<Digest> {
-    use rayon::prelude::*;
-    pieces.par_chunks(PIECE).map(Digest::of).collect()
+fn digests(pieces: &[u8]) -> impl Iterator<Item = Digest> {
+    let mut digests = Vec::with_capacity(pieces.len().div_ceil(PIECE));
+    hash_pieces(pieces, PIECE, &mut digests);
+    digests.into_iter().map(Digest)
 }
