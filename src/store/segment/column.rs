@@ -98,7 +98,7 @@ pub(super) fn text(
 ) -> Result<Vec<Bytes>, SegmentError> {
     let mut values = Vec::new();
     for row_group in 0..segment.row_groups() {
-        let (group, chunk) = segment.whole_chunk(row_group, column)?;
+        let (group, chunk) = segment.chunk(row_group, column)?;
         let rows = group.num_rows();
         let before = values.len();
         let mut pages = guarded(&segment.path, || {
