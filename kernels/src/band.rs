@@ -90,16 +90,9 @@ impl Band {
             return Err(KernelError::BlockLength { block_rows, block_columns });
         }
         let whole = rows.is_multiple_of(block_rows) && columns.is_multiple_of(block_columns);
-<<<<<<< HEAD
-        // A miner sends at most two bytes an element, so with the elements its bytes can be counted too.
-        let countable = rows.checked_mul(columns).is_some_and(|n| n <= isize::MAX as usize / 4);
-=======
         // A miner sends at most two bytes an element, so with the elements its bytes can be counted
         // too.
-        let countable = rows
-            .checked_mul(columns)
-            .is_some_and(|n| n <= isize::MAX as usize / 4);
->>>>>>> kernels
+        let countable = rows.checked_mul(columns).is_some_and(|n| n <= isize::MAX as usize / 4);
         if !whole || !countable {
             return Err(KernelError::Blocks { rows, columns, block_rows, block_columns });
         }

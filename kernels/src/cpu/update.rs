@@ -39,16 +39,10 @@ impl Window<'_, '_> {
     /// Calls `update` with each run, and has the next group's elements fetched.
     #[inline(always)]
     fn each_run(self, sums: &mut Sums, mut update: impl FnMut(Run<'_>)) {
-<<<<<<< HEAD
-        let height = self.rows.len();
-        let (runs, length) =
-            if height == 1 { (1, self.blocks * self.width) } else { (self.blocks, self.width) };
-=======
         let (height, columns) = (self.rows.len(), self.blocks * self.width);
         // In a single row the blocks follow each other in the sums too.
         let width = if height == 1 { columns } else { self.width };
         let block_len = height * width;
->>>>>>> kernels
         for (r, row) in self.rows.iter_mut().enumerate() {
             prefetch(row, self.column + columns, columns);
             let element = self.origin + r * self.stride;
@@ -94,10 +88,7 @@ impl Run<'_> {
     #[inline(always)]
     fn length(&self) -> usize {
         let length = self.state.len();
-        assert!(
-            self.sum.len() == length && self.sent.len() == length,
-            "a run has one length"
-        );
+        assert!(self.sum.len() == length && self.sent.len() == length, "a run has one length");
         length
     }
 
@@ -149,16 +140,6 @@ mod x86 {
     #[target_feature(enable = "avx2,fma")]
     fn run_avx2<const BY_COUNT: bool>(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm256_set1_ps(-step.lr);
-<<<<<<< HEAD
-        let whole = run.state.as_chunks_mut::<8>().0.iter_mut();
-        let sums = run.sum.as_chunks_mut::<8>().0.iter_mut().zip(run.sent.as_chunks_mut::<8>().0);
-        let mut done = 0;
-        for (state, (sum, sent)) in whole.zip(sums) {
-            let element = run.element + done as u64;
-            done += 8;
-            // SAFETY: each array has 8 elements, of 4, 4 and 2 bytes; loads and stores need no alignment.
-            let (by, total, value) = unsafe {
-=======
         let all = _mm256_set1_ps(step.divisor.of(0));
         let length = run.length();
         let whole = length - length % 8;
@@ -166,7 +147,6 @@ mod x86 {
             // SAFETY: 8 elements from `at` on are within all three; loads and stores here need no
             // alignment.
             let (by, sum, state) = unsafe {
->>>>>>> kernels
                 (
                     run.sent.as_mut_ptr().add(at).cast(),
                     run.sum.as_mut_ptr().add(at),
@@ -179,11 +159,7 @@ mod x86 {
             let (total, value) = unsafe { (_mm256_loadu_ps(sum), _mm256_loadu_ps(state)) };
             let count = _mm256_cvtepu16_epi32(_mm_and_si128(sent, _mm_set1_epi16(255)));
             let touched = _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, _mm256_setzero_si256()));
-            let divisor = if BY_COUNT {
-                _mm256_cvtepi32_ps(count)
-            } else {
-                all
-            };
+            let divisor = if BY_COUNT { _mm256_cvtepi32_ps(count) } else { all };
             let delta = _mm256_div_ps(total, divisor);
             let mut next = _mm256_fmadd_ps(minus_lr, delta, value);
             // Finite less itself is 0, anything else NaN. A delta that is not finite leaves no
@@ -246,24 +222,10 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     fn run_avx512<const BY_COUNT: bool>(run: Run<'_>, step: Step, findings: &mut Findings) {
         let minus_lr = _mm512_set1_ps(-step.lr);
-<<<<<<< HEAD
-        let length = run.state.len();
-        assert!(run.sum.len() == length && run.sent.len() == length, "a run has one length");
-        for at in (0..length).step_by(16) {
-            let within = if length - at >= 16 { !0 } else { (1u16 << (length - at)) - 1 };
-            // SAFETY: `at` is below the length of all three, and lanes that are not are masked off: not read.
-            let (by, sum, state) = unsafe {
-                let by = _mm256_maskz_loadu_epi16(within, run.sent.as_ptr().add(at).cast());
-                (by, run.sum.as_mut_ptr().add(at), run.state.as_mut_ptr().add(at))
-=======
         let all = _mm512_set1_ps(step.divisor.of(0));
         let length = run.length();
         for at in (0..length).step_by(16) {
-            let within = if length - at >= 16 {
-                !0
-            } else {
-                (1u16 << (length - at)) - 1
-            };
+            let within = if length - at >= 16 { !0 } else { (1u16 << (length - at)) - 1 };
             // SAFETY: `at` is below the length of all three.
             let (by, sum, state) = unsafe {
                 (
@@ -271,7 +233,6 @@ mod x86 {
                     run.sum.as_mut_ptr().add(at),
                     run.state.as_mut_ptr().add(at),
                 )
->>>>>>> kernels
             };
             // SAFETY: lanes beyond the length are masked off: not read.
             let sent = unsafe { _mm256_maskz_loadu_epi16(within, by) };

@@ -4,8 +4,6 @@ use std::sync::Arc;
 
 use gradledger_kernels::sha256::hash_pieces;
 
-use gradledger_kernels::sha256::hash_pieces;
-
 use super::{LogicalBytes, check_range, error::SegmentError};
 use crate::types::{
     digest::Digest,
