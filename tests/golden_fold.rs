@@ -4,6 +4,8 @@
 //! aggregated delta, parameters after each round, who was folded in which order, what was skipped;
 //! from gradient files and from the aggregator, on every kernel and several thread counts.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::{

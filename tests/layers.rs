@@ -23,7 +23,7 @@ const HOMES: [(&str, &[&str]); 13] = [
     ("ed25519_dalek", &["merkle/note.rs"]),
     ("base64", &["merkle/", "store/keys/"]),
     ("getrandom", &["store/keys/"]),
-    ("hex", &["types/digest.rs"]),
+    ("hex", &["types/digest.rs", "merkle/note.rs"]),
     ("ryu_js", &["types/json.rs"]),
     ("unicode_normalization", &["types/"]),
     ("crc32fast", &["import/"]),

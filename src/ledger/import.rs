@@ -22,6 +22,7 @@ use crate::{
     store::{StoreError, open_round::OpenRound, quarantine},
     types::{
         digest::Digest,
+        json,
         manifest::ManifestId,
         progress::Progress,
         record::ACCEPTED_MAX,
@@ -68,6 +69,8 @@ pub enum PeersError {
     Directory { path: PathBuf, source: io::Error },
     #[error("two files of uid {uid} for round {round}: {first} and {second}; remove one")]
     TwoFiles { uid: u16, round: u64, first: String, second: String },
+    #[error("the file name {name:?} cannot stand in a record; rename the file")]
+    FileName { name: String },
     #[error("{path} has no file of a listed peer: looked for gradient-{round}-UID-vVERSION.pt")]
     NoFiles { path: PathBuf, round: u64 },
     #[error("{path}: {source}")]
@@ -417,6 +420,7 @@ fn gradient_files(
             others.push(file);
             continue;
         }
+        check_file_name(&file)?;
         if let Some(first) = found.get(&uid).map(|f| f.file.clone()) {
             return Err(PeersError::TwoFiles { uid, round, first, second: file });
         }
@@ -427,6 +431,15 @@ fn gradient_files(
         return Err(PeersError::NoFiles { path: directory.to_owned(), round });
     }
     Ok((found, others))
+}
+
+/// A file's name stands in its statement, so it has to be text that a record can hold.
+fn check_file_name(name: &str) -> Result<(), PeersError> {
+    if json::is_record_text(name) {
+        Ok(())
+    } else {
+        Err(PeersError::FileName { name: name.to_owned() })
+    }
 }
 
 /// The uid in `gradient-ROUND-UID-vVERSION.pt`.
@@ -450,6 +463,7 @@ fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Pee
     let file = AggregatorFile::open(source)
         .map_err(|source| PeersError::Aggregator { path: path.to_owned(), source })?;
     let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    check_file_name(&name)?;
     let uids: Vec<u16> = file.deltas().iter().map(|(uid, _)| *uid).collect();
     let found = |uid| (uid, Found { uid, file: name.clone(), path: path.to_owned() });
     let found = uids.iter().copied().map(found).collect();

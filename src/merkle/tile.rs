@@ -9,7 +9,8 @@
 use std::{fmt, ops::Range, str::FromStr};
 
 use super::tree::{self, Nodes};
-use crate::types::{digest::Digest, record::ENTRY_BYTES_MAX};
+use crate::types::digest::Digest;
+pub use crate::types::record::ENTRY_BYTES_MAX;
 
 /// log2 of a full tile's width.
 pub const TILE_HEIGHT: u8 = 8;
