@@ -26,7 +26,7 @@ pub enum ImportError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
-    Dcp { path: PathBuf, source: DcpError },
+    Dcp { path: PathBuf, source: Box<DcpError> },
     #[error("{}: {source}", path.display())]
     Safetensors { path: PathBuf, source: SafetensorsError },
     #[error(
@@ -76,7 +76,9 @@ impl Checkpoint {
         if path.join(METADATA_FILE).exists() {
             return match DcpCheckpoint::open(path, select) {
                 Ok(dcp) => Self::dcp(path, dcp),
-                Err(source) => Err(ImportError::Dcp { path: path.to_owned(), source }),
+                Err(error) => {
+                    Err(ImportError::Dcp { path: path.to_owned(), source: Box::new(error) })
+                }
             };
         }
         if let Some(index) = find_index(path)? {
@@ -109,9 +111,9 @@ impl Checkpoint {
         let place = self.places[index];
         match &self.form {
             Form::Dcp(dcp) => dcp.read(place, offset, buffer).map_err(|e| self.dcp_error(e)),
-            Form::Safetensors(file) => file.read(place, offset, buffer).map_err(|source| {
-                ImportError::Safetensors { path: self.path.clone(), source }
-            }),
+            Form::Safetensors(file) => file
+                .read(place, offset, buffer)
+                .map_err(|source| ImportError::Safetensors { path: self.path.clone(), source }),
         }
     }
 
@@ -128,8 +130,8 @@ impl Checkpoint {
         }
     }
 
-    fn dcp_error(&self, source: DcpError) -> ImportError {
-        ImportError::Dcp { path: self.path.clone(), source }
+    fn dcp_error(&self, error: DcpError) -> ImportError {
+        ImportError::Dcp { path: self.path.clone(), source: Box::new(error) }
     }
 
     fn dcp(path: &Path, dcp: DcpCheckpoint) -> Result<Self, ImportError> {
@@ -143,8 +145,8 @@ impl Checkpoint {
         select: Option<&str>,
         opened: Result<Safetensors, SafetensorsError>,
     ) -> Result<Self, ImportError> {
-        let file = opened
-            .map_err(|source| ImportError::Safetensors { path: path.to_owned(), source })?;
+        let file =
+            opened.map_err(|source| ImportError::Safetensors { path: path.to_owned(), source })?;
         let mut prefix = select.unwrap_or_default().to_owned();
         if !prefix.is_empty() && !prefix.ends_with('.') {
             prefix.push('.');

@@ -104,7 +104,9 @@ pub enum DcpError {
     Sparse { name: String, found: String },
     #[error("tensor {name:?} has rank {rank}; a chunk of it has {found}")]
     ChunkRank { name: String, rank: usize, found: usize },
-    #[error("tensor {name:?} of shape {shape:?} has a chunk at {offsets:?} of {sizes:?}, outside of it")]
+    #[error(
+        "tensor {name:?} of shape {shape:?} has a chunk at {offsets:?} of {sizes:?}, outside of it"
+    )]
     ChunkOutside { name: String, shape: Vec<u64>, offsets: Vec<u64>, sizes: Vec<u64> },
     #[error("tensor {name:?}: dimension {dimension} has a gap or an overlap from {from} to {to}")]
     Cut { name: String, dimension: usize, from: u64, to: u64 },
@@ -362,17 +364,14 @@ fn check_file_name(name: &str) -> Result<(), DcpError> {
     if plain { Ok(()) } else { Err(DcpError::FileName { name: name.to_owned() }) }
 }
 
-fn choose_prefix(
-    pickle: &Pickle,
-    entries: &BTreeMap<&str, Value>,
-    select: Option<&str>,
-) -> String {
+fn choose_prefix(pickle: &Pickle, entries: &BTreeMap<&str, Value>, select: Option<&str>) -> String {
     match select {
         Some(prefix) if prefix.is_empty() || prefix.ends_with('.') => prefix.to_owned(),
         Some(prefix) => format!("{prefix}."),
         None => {
             let has = |prefix: &&str| {
-                let below = |name: &str, value| name.starts_with(*prefix) && is_tensor(pickle, value);
+                let below =
+                    |name: &str, value| name.starts_with(*prefix) && is_tensor(pickle, value);
                 entries.iter().any(|(name, value)| below(name, *value))
             };
             MODEL_PREFIXES.into_iter().find(has).unwrap_or_default().to_owned()
@@ -437,7 +436,9 @@ impl<'a> Metadata<'a> {
         let chunks = pickle.items(chunks).ok_or_else(kind)?;
         self.chunks_left = match self.chunks_left.checked_sub(chunks.len()) {
             Some(left) => left,
-            None => return Err(DcpError::Chunks { name: name.to_owned(), stored: self.stored.len() }),
+            None => {
+                return Err(DcpError::Chunks { name: name.to_owned(), stored: self.stored.len() });
+            }
         };
         let mut boxes = Vec::with_capacity(chunks.len());
         for &chunk in chunks {
@@ -471,8 +472,9 @@ impl<'a> Metadata<'a> {
             }
         }
         let global = pickle.global(*dtype).ok_or_else(kind)?;
-        dtype_of(global).ok_or_else(|| {
-            DcpError::Dtype { name: name.to_owned(), found: format!("{}.{}", global.0, global.1) }
+        dtype_of(global).ok_or_else(|| DcpError::Dtype {
+            name: name.to_owned(),
+            found: format!("{}.{}", global.0, global.1),
         })
     }
 
@@ -712,7 +714,9 @@ mod tests {
 
     #[test]
     fn names_that_leave_the_folder_are_refused() {
-        for name in ["../x", "/etc/passwd", "a/b", "", ".", "..", "a\\b", "c:x", "a\0b", ".metadata"] {
+        for name in
+            ["../x", "/etc/passwd", "a/b", "", ".", "..", "a\\b", "c:x", "a\0b", ".metadata"]
+        {
             assert!(check_file_name(name).is_err(), "{name:?}");
         }
         assert!(check_file_name("__0_0.distcp").is_ok());

@@ -497,10 +497,8 @@ impl Machine {
 
     /// Makes a tuple of what lies on the stack from `start` on.
     fn tuple(&mut self, start: usize) -> Step<()> {
-        let span = Span {
-            start: self.made.tuples.len() as u32,
-            len: (self.stack.len() - start) as u32,
-        };
+        let span =
+            Span { start: self.made.tuples.len() as u32, len: (self.stack.len() - start) as u32 };
         self.made.tuples.extend(self.stack.drain(start..));
         self.push(Value::Tuple(span))
     }
@@ -710,7 +708,10 @@ impl Machine {
     /// The next `len` bytes, at most 8, as a little-endian number.
     fn uint(&mut self, len: u64) -> Step<u64> {
         let range = self.take(len)?;
-        Ok(self.made.bytes[range].iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+        Ok(self.made.bytes[range]
+            .iter()
+            .rev()
+            .fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 
     fn kind(&self, expected: &'static str, found: &'static str) -> PickleError {

@@ -64,7 +64,9 @@ pub enum SafetensorsError {
     Dtype { name: String, found: String },
     #[error("tensor {name:?} takes bytes {start} to {end}, where its shape asks for {expected}")]
     Length { name: String, start: u64, end: u64, expected: u64 },
-    #[error("tensor {name:?} starts at byte {start} of the data; the one before ends at {expected}")]
+    #[error(
+        "tensor {name:?} starts at byte {start} of the data; the one before ends at {expected}"
+    )]
     Gap { name: String, start: u64, expected: u64 },
     #[error("the tensors take {expected} bytes; the file holds {found}")]
     Rest { expected: u64, found: u64 },

@@ -50,7 +50,9 @@ const FLAGS_TAKEN: u16 = FLAG_DESCRIPTOR | 1 << 1 | 1 << 2 | 1 << 11;
 pub enum ZipError {
     #[error("reading the archive: {0}")]
     Io(#[from] io::Error),
-    #[error("the file of {len} bytes has no end of a zip archive: it ends early or is another thing")]
+    #[error(
+        "the file of {len} bytes has no end of a zip archive: it ends early or is another thing"
+    )]
     NoEnd { len: u64 },
     #[error("{what} ends at byte {end} of a file of {len}")]
     Truncated { what: &'static str, end: u64, len: u64 },
