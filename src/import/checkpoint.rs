@@ -26,7 +26,7 @@ pub enum ImportError {
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: io::Error },
     #[error("{}: {source}", path.display())]
-    Dcp { path: PathBuf, source: DcpError },
+    Dcp { path: PathBuf, source: Box<DcpError> },
     #[error("{}: {source}", path.display())]
     Safetensors { path: PathBuf, source: SafetensorsError },
     #[error(
@@ -76,7 +76,9 @@ impl Checkpoint {
         if path.join(METADATA_FILE).exists() {
             return match DcpCheckpoint::open(path, select) {
                 Ok(dcp) => Self::dcp(path, dcp),
-                Err(source) => Err(ImportError::Dcp { path: path.to_owned(), source }),
+                Err(error) => {
+                    Err(ImportError::Dcp { path: path.to_owned(), source: Box::new(error) })
+                }
             };
         }
         if let Some(index) = find_index(path)? {
@@ -128,8 +130,8 @@ impl Checkpoint {
         }
     }
 
-    fn dcp_error(&self, source: DcpError) -> ImportError {
-        ImportError::Dcp { path: self.path.clone(), source }
+    fn dcp_error(&self, error: DcpError) -> ImportError {
+        ImportError::Dcp { path: self.path.clone(), source: Box::new(error) }
     }
 
     fn dcp(path: &Path, dcp: DcpCheckpoint) -> Result<Self, ImportError> {

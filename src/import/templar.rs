@@ -98,11 +98,12 @@ pub fn refusal_of(tensor: Option<&str>, error: &TorchError) -> Option<Refusal> {
         | TorchError::NoEntry { .. }
         | TorchError::ByteOrder { .. }
         | TorchError::Version { .. }
-        | TorchError::Long { .. } => refuse(Code::Truncated, "an archive of torch.save"),
+        | TorchError::Note { .. } => refuse(Code::Truncated, "an archive of torch.save"),
         TorchError::Pickle(_) => refuse(Code::UnsafePickle, "a pickle of tensors and plain values"),
-        TorchError::Strided { .. } | TorchError::Rank { .. } | TorchError::Size { .. } => {
-            refuse(Code::WrongShape, "a row-major tensor")
-        }
+        TorchError::Strided { .. }
+        | TorchError::Rank { .. }
+        | TorchError::Size { .. }
+        | TorchError::Long { .. } => refuse(Code::WrongShape, "a row-major tensor of its size"),
         TorchError::Tensor { .. }
         | TorchError::StorageType { .. }
         | TorchError::StorageBytes { .. }

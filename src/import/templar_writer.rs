@@ -289,3 +289,58 @@ impl<W: Write> ZipWriter<W> {
         Ok(self.out)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io, sync::Arc};
+
+    use super::*;
+    use crate::import::{source::Source, zip::Archive};
+
+    /// What a writer wrote, behind a hole of `start` bytes.
+    struct Behind {
+        start: u64,
+        bytes: Vec<u8>,
+    }
+
+    impl Source for Behind {
+        fn len(&self) -> u64 {
+            self.start + self.bytes.len() as u64
+        }
+
+        fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+            let hole = self.start.saturating_sub(offset).min(buffer.len() as u64);
+            let (zeros, rest) = buffer.split_at_mut(hole as usize);
+            zeros.fill(0);
+            self.bytes.read_exact_at(rest, (offset + hole).saturating_sub(self.start))
+        }
+    }
+
+    #[test]
+    fn offsets_above_4_gib_read_back() {
+        for start in [0, (4 << 30) - 64, (4 << 30) - 1, 4 << 30, 55 << 30] {
+            let root = "a".to_owned();
+            let out = Vec::new();
+            let mut zip = ZipWriter { out, root, at: start, directory: Vec::new(), entries: 0 };
+            zip.entry("data/0", b"first").unwrap();
+            zip.entry("data/1", b"second").unwrap();
+            let bytes = zip.finish().unwrap();
+            let archive = Archive::open(Arc::new(Behind { start, bytes })).unwrap();
+            let second = archive.find("a/data/1").unwrap();
+            assert_eq!(archive.read(second).unwrap(), b"second");
+            assert_eq!(archive.entries()[second].start() % ALIGNMENT, 0);
+        }
+    }
+
+    #[test]
+    fn integers_take_the_shortest_opcode_that_holds_them() {
+        let put = |int| {
+            let mut pickle = Vec::new();
+            put_int(&mut pickle, int);
+            pickle
+        };
+        assert_eq!(put(255), b"K\xff");
+        assert_eq!(put(-1), b"J\xff\xff\xff\xff");
+        assert_eq!(put(1 << 31), b"\x8a\x08\0\0\0\x80\0\0\0\0");
+    }
+}

@@ -93,6 +93,8 @@ pub enum TorchError {
     Marked,
     #[error("bytes {offset} to {end} of a tensor of {len}")]
     Range { offset: u64, end: u64, len: u64 },
+    #[error("the entry {name:?} has {bytes} bytes; at most {NOTE_BYTES_MAX} are read")]
+    Note { name: String, bytes: u64 },
     #[error("a tensor of {bytes} bytes where at most {max} are expected")]
     Long { bytes: u64, max: u64 },
 }
@@ -422,7 +424,7 @@ fn read_note(
     let Some(entry) = zip.find(&format!("{root}{name}")) else { return Ok(None) };
     let bytes = zip.entries()[entry].bytes();
     if bytes > NOTE_BYTES_MAX {
-        return Err(TorchError::Long { bytes, max: NOTE_BYTES_MAX });
+        return Err(TorchError::Note { name: name.to_owned(), bytes });
     }
     let text = zip.read(entry)?;
     verified.insert(entry);
