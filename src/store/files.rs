@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -118,6 +118,15 @@ pub trait ReadFile: Send + Sync {
     ///
     /// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// Whether nobody but its owner may read or write it. A place that cannot tell says no.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn is_secret(&self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 /// The local disk.
@@ -137,6 +146,10 @@ impl ReadFile for fs::File {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn is_secret(&self) -> io::Result<bool> {
+        Ok(self.metadata()?.permissions().mode() & 0o077 == 0)
     }
 }
 
@@ -209,6 +222,25 @@ pub fn write_whole(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<(
     drop(file);
     files.rename(&beside, path)?;
     files.sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Creates a directory and those above it, durably as far as they were not there.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn create_dir_durable(files: &dyn Files, path: &Path) -> io::Result<()> {
+    let mut made = path;
+    let mut parents = vec![];
+    while let Some(parent) = made.parent() {
+        parents.push(if parent == Path::new("") { Path::new(".") } else { parent });
+        if parent == Path::new("") || files.exists(parent)? {
+            break;
+        }
+        made = parent;
+    }
+    files.create_dir_all(path)?;
+    parents.into_iter().rev().try_for_each(|parent| files.sync_dir(parent))
 }
 
 /// Reads a whole file of at most `bytes_max` bytes.

@@ -1,0 +1,159 @@
+//! Opening a log to write: what a crash left behind is put right, or named.
+
+use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+
+use super::{
+    LogError, LogWriter, TreeState,
+    dir::{Found, LogDir, Part},
+    tiler::Tiler,
+};
+use crate::{
+    merkle::{
+        head::TreeHead,
+        tile::{BundleId, TILE_WIDTH, TileId, encode_bundle},
+    },
+    store::{files::Files, keys::heads::HeadSigner},
+};
+
+impl LogWriter {
+    /// Opens the log in `dir` to write.
+    ///
+    /// The tree that `tree-state` commits is believed once the tiles give its root, and every head
+    /// that was signed or published leads to it. Its head is signed and published anew if that is
+    /// missing or older. What lies beyond it is of a batch that was never committed, and is removed,
+    /// as are partial files that wider ones replaced.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Absent`] if there is no log. Otherwise what is wrong with which file; of a log
+    /// restored from an old backup [`LogError::Guard`] says so, or [`LogError::Ahead`].
+    pub fn open(files: Arc<dyn Files>, dir: &Path, signer: HeadSigner) -> Result<Self, LogError> {
+        let dir = LogDir { files, path: dir.to_owned() };
+        let state = dir.read_state()?;
+        check_origin(&dir, &state, signer.origin())?;
+        // A process that died between rename and sync leaves a state that is seen but not durable;
+        // what is signed from here on must not outlive it.
+        let synced = dir.files.sync_dir(&dir.path);
+        synced.map_err(|source| LogError::Io { path: dir.path.clone(), source })?;
+        remove_torn(&dir)?;
+        let (tiler, tail) = load_edge(&dir, &state)?;
+        let published = read_published(&dir, &signer)?;
+        check_past(&dir, &state, &signer, published.as_ref().map(|(head, _)| head))?;
+        let mut log = Self::at(dir.clone(), signer, tiler, tail);
+        match published {
+            Some((head, note)) if head.size == state.size => log.keep_published(note)?,
+            _ => log.publish()?,
+        }
+        sweep(&dir, state.size)?;
+        Ok(log)
+    }
+}
+
+fn check_origin(dir: &LogDir, state: &TreeState, origin: &str) -> Result<(), LogError> {
+    if state.origin == origin {
+        return Ok(());
+    }
+    let (expected, found) = (origin.to_owned(), state.origin.clone());
+    Err(LogError::Origin { path: dir.state_path(), expected, found })
+}
+
+/// Removes the files that were to be renamed into place.
+fn remove_torn(dir: &LogDir) -> Result<(), LogError> {
+    for path in [dir.state_path(), dir.head_path()] {
+        let path = path.with_extension("new");
+        match dir.files.remove(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(LogError::Io { path, source });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// The tree's edge and the last bundle's bytes, in agreement with each other and the state.
+fn load_edge(dir: &LogDir, state: &TreeState) -> Result<(Tiler, Vec<u8>), LogError> {
+    // The exact files only: a wider one is of a batch that was not committed, and is removed below.
+    let tiler = Tiler::load(state.size, |tile| {
+        dir.decode_tile(tile, &read_committed(dir, Part::Tile(tile))?)
+    })?;
+    let (stated, computed, size) = (state.root, tiler.root(), state.size);
+    if stated != computed {
+        return Err(LogError::Root { path: dir.state_path(), size, stated, computed });
+    }
+    let width = (size % u64::from(TILE_WIDTH)) as u16;
+    let Ok(bundle) = BundleId::new(size / u64::from(TILE_WIDTH), width) else {
+        return Ok((tiler, vec![]));
+    };
+    let tile = TileId::new(0, bundle.index(), width).expect("it has the bundle's width");
+    let entries = dir.decode_bundle(bundle, &read_committed(dir, Part::Bundle(bundle))?)?;
+    dir.check_leaves(tile, &entries, &dir.read_tile(tile)?)?;
+    let tail = encode_bundle(&entries).expect("the entries were in a bundle");
+    Ok((tiler, tail))
+}
+
+fn read_committed(dir: &LogDir, part: Part) -> Result<Found, LogError> {
+    let bytes = dir.read_exact(part)?;
+    let bytes = bytes.ok_or_else(|| LogError::Missing { path: dir.part_path(part) })?;
+    Ok(Found { part, bytes })
+}
+
+/// The published head, which our key must have signed; none if a crash came before it.
+fn read_published(
+    dir: &LogDir,
+    signer: &HeadSigner,
+) -> Result<Option<(TreeHead, Vec<u8>)>, LogError> {
+    let note = match dir.read_head() {
+        Ok(note) => note,
+        Err(LogError::Absent { .. }) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let head = TreeHead::open(&note, signer.verifier())
+        .map_err(|source| LogError::Head { path: dir.head_path(), source })?;
+    Ok(Some((head, note)))
+}
+
+/// Checks that what was published and signed before leads to the committed tree.
+fn check_past(
+    dir: &LogDir,
+    state: &TreeState,
+    signer: &HeadSigner,
+    published: Option<&TreeHead>,
+) -> Result<(), LogError> {
+    // The guard first: it says what to do about a log that is older than what was signed.
+    let committed = TreeHead { origin: state.origin.clone(), size: state.size, root: state.root };
+    signer.guard().check(&committed)?;
+    let signed = signer.guard().newest(signer.origin())?;
+    let past = [(signer.guard().path().to_owned(), signed.as_ref()), (dir.head_path(), published)];
+    for (path, head) in past {
+        if let Some(head) = head {
+            dir.check_head(path, head, state.size)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes what is beyond the committed tree, and partial files that wider ones replaced.
+fn sweep(dir: &LogDir, size: u64) -> Result<(), LogError> {
+    let mut stale = BTreeSet::new();
+    dir.walk(&mut |path, part| {
+        // Names that no log has are left to the check, which says so.
+        if let Some(part) = part
+            && part.at_size(size) != Some(part)
+        {
+            stale.insert(path.to_owned());
+        }
+        Ok(())
+    })?;
+    let mut parents = BTreeSet::new();
+    for path in stale {
+        let removed = dir.files.remove(&path);
+        parents.extend(path.parent().map(Path::to_owned));
+        removed.map_err(|source| LogError::Io { path, source })?;
+    }
+    // Uncommitted files must not come back once the tree has grown past them.
+    for path in parents {
+        dir.files.sync_dir(&path).map_err(|source| LogError::Io { path, source })?;
+    }
+    Ok(())
+}
