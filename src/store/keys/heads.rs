@@ -87,11 +87,22 @@ pub enum GuardError {
     /// A key without its record could contradict what it signed.
     #[error(
         "{path}: the record of what the log key signed is missing; copy it from where the key came \
-         from. Only if this key never signed anything: write {{}} there"
+         from"
     )]
     Absent {
         /// The record.
         path: PathBuf,
+    },
+    /// The record says nothing about a log that is there: it is not the one of its key.
+    #[error(
+        "{path}: no head of {origin} is recorded here, though there is such a log; copy the record \
+         from where the key came from"
+    )]
+    Unknown {
+        /// The record.
+        path: PathBuf,
+        /// Which log.
+        origin: String,
     },
     /// The record is damaged.
     #[error("{path}: {source}")]
@@ -166,6 +177,19 @@ impl HeadGuard {
         let newest = heads.as_ref().ok_or_else(|| self.broken())?.get(origin);
         let head = |&SizeRoot { root, size }| TreeHead { origin: origin.to_owned(), size, root };
         Ok(newest.map(head))
+    }
+
+    /// As [`Self::newest`], of a log that is there: its first head was recorded before its files.
+    ///
+    /// A key that takes over a log from another key admits its head first.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::Unknown`] if none was signed: this is not the record of the log's key.
+    pub fn signed(&self, origin: &str) -> Result<TreeHead, GuardError> {
+        let unknown =
+            || GuardError::Unknown { path: self.path.clone(), origin: origin.to_owned() };
+        self.newest(origin)?.ok_or_else(unknown)
     }
 
     /// Whether the head may be signed; changes nothing.

@@ -261,10 +261,25 @@ impl LogDir {
         match (first..).zip(stored.iter().zip(computed)).find(|(_, (a, b))| a != b) {
             None => Ok(()),
             Some((index, (&stored, &computed))) => {
-                let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
-                Err(LogError::Hash { path, level, index, stored, computed })
+                Err(self.disagreement(tile, index, stored, computed))
             }
         }
+    }
+
+    fn disagreement(
+        &self,
+        tile: TileId,
+        index: u64,
+        stored: Digest,
+        computed: Digest,
+    ) -> LogError {
+        let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
+        if level > 0 {
+            return LogError::Hash { path, level, index, stored, computed };
+        }
+        let bundle = BundleId::new(tile.index(), tile.width()).expect("it has the tile's width");
+        let bundle = self.part_path(Part::Bundle(bundle));
+        LogError::Entry { path: bundle, tile: path, index, stored, computed }
     }
 
     /// The tree of `size` entries, each tile being read once.
