@@ -76,7 +76,7 @@ pub enum GuardError {
         /// The record.
         path: PathBuf,
         /// Which log.
-        origin: String,
+        origin: Box<str>,
         /// Entries of both heads.
         size: u64,
         /// The root that was signed.
@@ -187,8 +187,7 @@ impl HeadGuard {
     ///
     /// [`GuardError::Unknown`] if none was signed: this is not the record of the log's key.
     pub fn signed(&self, origin: &str) -> Result<TreeHead, GuardError> {
-        let unknown =
-            || GuardError::Unknown { path: self.path.clone(), origin: origin.to_owned() };
+        let unknown = || GuardError::Unknown { path: self.path.clone(), origin: origin.to_owned() };
         self.newest(origin)?.ok_or_else(unknown)
     }
 
@@ -235,7 +234,7 @@ impl HeadGuard {
             }
             Some(signed) if signed.size == size && signed.root != head.root => {
                 let (signed, asked) = (signed.root, head.root);
-                Err(GuardError::Fork { path, origin, size, signed, asked })
+                Err(GuardError::Fork { path, origin: origin.into(), size, signed, asked })
             }
             _ => Ok(()),
         }

@@ -15,7 +15,10 @@ mod tiler;
 mod verify;
 mod writer;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -131,7 +134,9 @@ pub enum LogError {
         found: String,
     },
     /// A head was published of a tree that is not there.
-    #[error("{path}: states {stated} entries, but {size} are committed; are files of the log lost?")]
+    #[error(
+        "{path}: states {stated} entries, but {size} are committed; are files of the log lost?"
+    )]
     Ahead {
         /// The file that states more.
         path: PathBuf,
@@ -161,12 +166,12 @@ pub enum LogError {
         computed: Digest,
     },
     /// An entry is not what its leaf hash says.
-    #[error("{path}: entry {index} has the leaf hash {computed}, but {tile} says {stored}")]
+    #[error("{path}: entry {index} has the leaf hash {computed}, but {} says {stored}", tile.display())]
     Entry {
         /// The bundle.
         path: PathBuf,
         /// The tile.
-        tile: PathBuf,
+        tile: Box<Path>,
         /// The entry's index in the log.
         index: u64,
         /// As the tile has it.

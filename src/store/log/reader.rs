@@ -130,7 +130,11 @@ impl LogReader {
         let proof = inclusion_proof(index, size, &self.dir.nodes(self.size()));
         proof.map_err(|error| match error {
             ProveError::Node(error) => self.dir.node_error(error),
-            _ => LogError::Beyond { path: self.dir.head_path(), size, asked: index.saturating_add(1) },
+            _ => LogError::Beyond {
+                path: self.dir.head_path(),
+                size,
+                asked: index.saturating_add(1),
+            },
         })
     }
 

@@ -82,8 +82,9 @@ fn check_partial(dir: &LogDir, part: Part, wider: Part) -> Result<(), LogError> 
     let found = dir.read_nearest(wider)?;
     let start = match part {
         Part::Tile(tile) => encode_tile(&dir.decode_tile(tile, &found)?),
-        Part::Bundle(bundle) => encode_bundle(dir.decode_bundle(bundle, &found)?)
-            .expect("the entries were in a bundle"),
+        Part::Bundle(bundle) => {
+            encode_bundle(dir.decode_bundle(bundle, &found)?).expect("the entries were in a bundle")
+        }
     };
     if narrow == start {
         return Ok(());

@@ -50,11 +50,7 @@ impl LogWriter {
     ///
     /// [`LogError::Exists`] if one is there; [`LogError::Guard`] if the key signed one of this
     /// origin before that was not empty. What a crash leaves behind is no log or an empty one.
-    pub fn create(
-        files: Arc<dyn Files>,
-        dir: &Path,
-        signer: HeadSigner,
-    ) -> Result<Self, LogError> {
+    pub fn create(files: Arc<dyn Files>, dir: &Path, signer: HeadSigner) -> Result<Self, LogError> {
         let dir = LogDir { files, path: dir.to_owned() };
         let path = dir.state_path();
         let io_error = |path: &Path| {
