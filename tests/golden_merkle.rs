@@ -3,6 +3,8 @@
 //! Every line of every known file is taken. A file that is absent is named and passed over, one
 //! that is present and empty fails, so that other sets of the same formats can be tried.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests are tests.
+
 mod common;
 
 use std::{

@@ -168,7 +168,7 @@ mod tests {
     }
 
     proptest! {
-        /// tlog_tiles reads the same bodies, except that it takes extension lines into account.
+        /// What we take of changed bodies, tlog_tiles takes too and reads the same.
         #[test]
         fn bodies_are_those_of_the_tlog_tiles_crate(at: usize, byte: u8, how in 0..3u8) {
             let mut body = head().body().into_bytes();
@@ -178,13 +178,12 @@ mod tests {
                 1 => body.insert(at, byte),
                 _ => body.truncate(at),
             }
-            if let Ok(text) = std::str::from_utf8(&body) {
-                if let Ok(ours) = TreeHead::parse(text) {
-                    let theirs = tlog_tiles::Checkpoint::from_bytes(&body).unwrap();
-                    prop_assert_eq!(theirs.origin(), &ours.origin);
-                    prop_assert_eq!(theirs.size(), ours.size);
-                    prop_assert_eq!(theirs.hash().0, ours.root.0);
-                }
+            let text = std::str::from_utf8(&body).unwrap_or("");
+            if let Ok(ours) = TreeHead::parse(text) {
+                let theirs = tlog_tiles::Checkpoint::from_bytes(&body).unwrap();
+                prop_assert_eq!(theirs.origin(), &ours.origin);
+                prop_assert_eq!(theirs.size(), ours.size);
+                prop_assert_eq!(theirs.hash().0, ours.root.0);
             }
         }
 

@@ -13,7 +13,7 @@ use std::{fmt, str::FromStr};
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use ed25519_dalek::{Signature as Ed25519, Signer, SigningKey, VerifyingKey};
 
-use crate::types::digest::Digest;
+use crate::types::{digest::Digest, json::is_record_text};
 
 /// Longest note in bytes.
 pub const NOTE_BYTES_MAX: usize = 1 << 20;
@@ -29,7 +29,7 @@ const LINE_START: &str = "\u{2014} ";
 #[non_exhaustive]
 #[allow(missing_docs)] // Fields are named by their messages.
 pub enum KeyError {
-    #[error("{name:?} cannot name a key: a name is not empty and has no spaces, controls or plus")]
+    #[error("{name:?} cannot name a key: names are NFC without spaces, control characters or plus")]
     Name { name: String },
     #[error(
         "a verifier key is NAME+ID+KEY, ID 8 lower-case hex digits and KEY base64, not {text:?}"
@@ -182,11 +182,12 @@ fn is_reduced(key: &[u8; 32]) -> bool {
 }
 
 fn check_name(name: &str) -> Result<(), KeyError> {
-    let bad = |c: char| c.is_whitespace() || c.is_control() || c == '+';
-    if name.is_empty() || name.chars().any(bad) {
-        return Err(KeyError::Name { name: name.chars().take(80).collect() });
-    }
-    Ok(())
+    let bad = |c: char| c.is_whitespace() || c < ' ' || c == '+';
+    if name.is_empty() || name.chars().any(bad) { Err(bad_name(name)) } else { Ok(()) }
+}
+
+fn bad_name(name: &str) -> KeyError {
+    KeyError::Name { name: name.chars().take(80).collect() }
 }
 
 /// A secret Ed25519 key with the name it signs under. Its memory is wiped when it is dropped.
@@ -200,8 +201,11 @@ impl LogKey {
     ///
     /// # Errors
     ///
-    /// [`KeyError::Name`] if the name cannot stand in a note.
+    /// [`KeyError::Name`] if the name cannot stand in a note or in a record, as verifier keys do.
     pub fn from_seed(name: &str, seed: &[u8; 32]) -> Result<Self, KeyError> {
+        if !is_record_text(name) {
+            return Err(bad_name(name));
+        }
         let secret = SigningKey::from_bytes(seed);
         let public = secret.verifying_key();
         let verifier = VerifierKey::new(name, KeyKind::Ed25519, public.as_bytes())?;
@@ -435,7 +439,7 @@ mod tests {
         assert_eq!(key().sign("no newline"), Err(NoteError::Newline));
         assert_eq!(key().sign(""), Err(NoteError::Newline));
         assert_eq!(key().sign("a\tb\n"), Err(NoteError::Control { at: 1, byte: 9 }));
-        for name in ["", "a b", "a+b", "a\u{a0}b", "a\n", "a\u{1b}"] {
+        for name in ["", "a b", "a+b", "a\u{a0}b", "a\n", "a\u{1b}", "a\u{7f}", "e\u{301}"] {
             assert!(matches!(LogKey::from_seed(name, &[7; 32]), Err(KeyError::Name { .. })));
         }
     }

@@ -9,7 +9,7 @@
 use std::{fmt, ops::Range, str::FromStr};
 
 use super::tree::{self, Nodes};
-use crate::types::digest::Digest;
+use crate::types::{digest::Digest, record::ENTRY_BYTES_MAX};
 
 /// log2 of a full tile's width.
 pub const TILE_HEIGHT: u8 = 8;
@@ -20,8 +20,8 @@ pub const TILE_WIDTH: u16 = 1 << TILE_HEIGHT;
 /// Highest level a path may name. No tree has tiles above level 7.
 pub const TILE_LEVEL_MAX: u8 = 63;
 
-/// Longest entry of a bundle in bytes: its length is a u16.
-pub const ENTRY_BYTES_MAX: usize = u16::MAX as usize;
+// An entry's length stands in a bundle as a u16.
+const _: () = assert!(ENTRY_BYTES_MAX == u16::MAX as usize);
 
 /// A path or a file of a log that is not as C2SP tlog-tiles has it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -331,6 +331,10 @@ impl<'de, 'a> Visitor<'de> for Reader<'_, 'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::types::{
+        record::{Disposition, RoundsEntry},
+        submission::Submission,
+    };
     use serde::Deserialize;
 
     #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -355,6 +359,50 @@ mod tests {
         let bytes = to_vec(&record);
         assert_eq!(bytes, br#"{"count":9007199254740991,"name":"wq","parent":null}"#);
         assert_eq!(from_slice::<Record>(&bytes).unwrap(), record);
+    }
+
+    /// Enums with a tag inside, boxes, options, bit patterns: what records are made of.
+    #[test]
+    fn every_kind_of_entry_reads_back() {
+        let hex = "00".repeat(32);
+        let id = format!(r#"{{"bytes":8,"count":1,"root":"{hex}"}}"#);
+        let rule = r#"{"bins":4,"chunk":64,"dialect":"templar","id":"sparse-mean-sgd/1","lr_f32":"3ecccccd","mean":"contributors","norm":"torch-cpu-f32","top_k":64}"#;
+        let genesis = format!(
+            r#"{{"anchor_hotkey":null,"chain_genesis":"{hex}","kind":"genesis","log_keys":{{"rounds":"r","submissions":"s"}},"miners":"listed","model":{id},"netuid":3,"origin":"o","rule":{rule},"run":"r","version":1}}"#
+        );
+        let round = format!(
+            r#"{{"base":{id},"block":{{"hash":"{hex}","number":7}},"dispositions":{{"count":2,"root":"{hex}"}},"kind":"round","listed":[7,"{hex}"],"next":{id},"plan":{{"bytes":16,"root":"{hex}"}},"previous":"{hex}","reserve":[],"round":1,"rule":{rule},"skipped":[{{"element":5,"tensor":0}}],"submissions":{{"end":1,"root_at_end":"{hex}","start":0}}}}"#
+        );
+        for entry in [genesis, round] {
+            let read: RoundsEntry = from_slice(entry.as_bytes()).unwrap();
+            assert_eq!(to_vec(&read), entry.as_bytes());
+            let other = entry.replacen('{', r#"{"a":1,"#, 1);
+            assert!(matches!(
+                from_slice::<RoundsEntry>(other.as_bytes()),
+                Err(JsonError::Syntax(_))
+            ));
+        }
+        let refusal = r#"{"code":"late","expected":"","found":"","tensor":null}"#;
+        for outcome in [
+            format!(r#"{{"delta":{id}}}"#),
+            format!(r#"{{"refused":{refusal}}}"#),
+            r#""unread""#.to_owned(),
+        ] {
+            let fetched = format!(
+                r#"{{"base":{id},"file":"f","kind":"fetched","outcome":{outcome},"round":1,"source_bytes":9,"source_sha256":"{hex}","uid":7}}"#
+            );
+            assert_eq!(
+                to_vec(&from_slice::<Submission>(fetched.as_bytes()).unwrap()),
+                fetched.as_bytes()
+            );
+        }
+        for verdict in [r#""absent""#, r#"{"accepted":{"order":0}}"#] {
+            let entry = format!(r#"{{"index":null,"miner":7,"verdict":{verdict}}}"#);
+            assert_eq!(
+                to_vec(&from_slice::<Disposition>(entry.as_bytes()).unwrap()),
+                entry.as_bytes()
+            );
+        }
     }
 
     #[test]
