@@ -49,6 +49,18 @@ pub enum SegmentError {
     )]
     Index { path: PathBuf, row_group: usize, column: usize, file_bytes: u64 },
     #[error(
+        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}, the file {file_bytes}",
+        path = path.display()
+    )]
+    Chunk {
+        path: PathBuf,
+        row_group: usize,
+        column: usize,
+        offset: i64,
+        bytes: i64,
+        file_bytes: u64,
+    },
+    #[error(
         "{path}: row group {row_group}: page {page} of {rows} rows in {page_bytes} bytes at {offset} \
          leaves {free_start}..{free_end} or is no page of {width}-byte values",
         path = path.display()
@@ -74,7 +86,9 @@ pub enum SegmentError {
     Entries { path: PathBuf, expected: u64, found: u64 },
     #[error("{len} bytes at {offset} were asked of {bytes}")]
     Range { offset: u64, len: usize, bytes: u64 },
-    #[error("tensor {tensor:?}: {blocks} blocks of {k} entries do not make a delta; k is even, 2 to 4096")]
+    #[error(
+        "tensor {tensor:?}: {blocks} blocks of {k} entries do not make a delta; k is even, 2 to 4096"
+    )]
     Layout { tensor: String, k: u64, blocks: u64 },
     #[error("{found} bins; a book has 4, 16 or 256")]
     Bins { found: usize },

@@ -147,8 +147,7 @@ pub fn open(
     bins: usize,
 ) -> Result<FixedColumn, SegmentError> {
     let segment = SegmentFile::open(files, &place::plan(ledger, artifact), columns(bins))?;
-    let rows =
-        FixedColumn::open(&segment, 0..segment.row_groups(), ROW, Plan::row_bytes(bins))?;
+    let rows = FixedColumn::open(&segment, 0..segment.row_groups(), ROW, Plan::row_bytes(bins))?;
     rows.of_length(artifact.bytes)
 }
 
