@@ -197,8 +197,9 @@ impl<'f> DeltaWriter<'f> {
     ///
     /// [`SegmentError::Missing`] for a tensor that was started only; [`SegmentError::Io`], fatal.
     pub fn finish(mut self) -> Result<(), SegmentError> {
-        let finished = self.layouts.values().flat_map(|layout| &layout.tensors);
-        finished.for_each(|name| drop(self.seen.remove(name)));
+        for name in self.layouts.values().flat_map(|layout| &layout.tensors) {
+            self.seen.remove(name);
+        }
         if let Some(tensor) = self.seen.pop_first() {
             return Err(SegmentError::Missing { path: self.dir, tensor });
         }
