@@ -100,13 +100,16 @@ fn list(names: &[String]) -> String {
     }
 }
 
+/// Tensors that a rule does not take, with the reason.
+pub type FrozenTensors = Vec<(String, Unblockable)>;
+
 /// What an init came to.
 #[derive(Debug)]
 pub struct InitReport {
     /// The ledger, open for reading.
     pub ledger: Ledger,
     /// Tensors that the rule does not take, and why.
-    pub frozen: Vec<(String, Unblockable)>,
+    pub frozen: FrozenTensors,
     /// What was not taken from the checkpoint: optimizer state, non-tensors, other prefixes.
     pub left_out: Vec<String>,
 }
@@ -186,7 +189,7 @@ struct StateTensor {
 fn states(
     checkpoint: &Checkpoint,
     options: &InitOptions<'_>,
-) -> Result<(Vec<StateTensor>, Vec<(String, Unblockable)>), LedgerError> {
+) -> Result<(Vec<StateTensor>, FrozenTensors), LedgerError> {
     let (mut states, mut frozen) = (Vec::new(), Vec::new());
     for (source, spec) in checkpoint.tensors().iter().enumerate() {
         let spec = match Grid::of(spec, options.rule.chunk) {

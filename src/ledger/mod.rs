@@ -96,7 +96,7 @@ pub enum LedgerError {
     #[error("{0}")]
     Peers(#[from] import::PeersError),
     #[error("{0}")]
-    Disagrees(#[from] check::Disagreement),
+    Disagrees(#[from] Box<check::Disagreement>),
     #[error(
         "sealing round {round}: element {element} of {tensor} would become NaN or infinite; \
          nothing was sealed. The native rule does not store such a value"
@@ -108,6 +108,12 @@ pub enum LedgerError {
     RecordBytes { round: u64, bytes: usize },
     #[error("making {threads} threads: {source}")]
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+}
+
+impl From<check::Disagreement> for LedgerError {
+    fn from(found: check::Disagreement) -> Self {
+        Self::Disagrees(Box::new(found))
+    }
 }
 
 impl From<LogError> for LedgerError {

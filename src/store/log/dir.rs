@@ -107,6 +107,9 @@ pub(super) struct Found {
     pub(super) bytes: Vec<u8>,
 }
 
+/// What [`LogDir::walk`] hands each file to; none for a name that no part has.
+pub(super) type Visit<'a> = dyn FnMut(&Path, Option<Part>) -> Result<(), LogError> + 'a;
+
 /// A log's directory.
 #[derive(Clone)]
 pub(super) struct LogDir {
@@ -263,10 +266,19 @@ impl LogDir {
         match (first..).zip(stored.iter().zip(computed)).find(|(_, (a, b))| a != b) {
             None => Ok(()),
             Some((index, (&stored, &computed))) => {
-                let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
-                Err(LogError::Hash { path, level, index, stored, computed })
+                Err(self.disagreement(tile, index, stored, computed))
             }
         }
+    }
+
+    fn disagreement(&self, tile: TileId, index: u64, stored: Digest, computed: Digest) -> LogError {
+        let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
+        if level > 0 {
+            return LogError::Hash { path, level, index, stored, computed };
+        }
+        let bundle = BundleId::new(tile.index(), tile.width()).expect("it has the tile's width");
+        let bundle = self.part_path(Part::Bundle(bundle));
+        LogError::Entry { path: bundle, tile: path.into(), index, stored, computed }
     }
 
     /// The tree of `size` entries, each tile being read once.
@@ -307,19 +319,12 @@ impl LogDir {
         Ok(())
     }
 
-    /// Hands every file below `tile/` to `visit`; none for a name that no part has.
-    pub(super) fn walk(
-        &self,
-        visit: &mut dyn FnMut(&Path, Option<Part>) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    /// Hands every file below `tile/` to `visit`.
+    pub(super) fn walk(&self, visit: &mut Visit<'_>) -> Result<(), LogError> {
         self.walk_below("tile", visit)
     }
 
-    fn walk_below(
-        &self,
-        relative: &str,
-        visit: &mut dyn FnMut(&Path, Option<Part>) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    fn walk_below(&self, relative: &str, visit: &mut Visit<'_>) -> Result<(), LogError> {
         let path = self.path.join(relative);
         let names = match self.files.list(&path) {
             Ok(names) => names,

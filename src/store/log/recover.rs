@@ -123,14 +123,12 @@ fn check_past(
     // The guard first: it says what to do about a log that is older than what was signed.
     let committed = TreeHead { origin: state.origin.clone(), size: state.size, root: state.root };
     signer.guard().check(&committed)?;
-    let signed = signer.guard().newest(signer.origin())?;
-    let past = [(signer.guard().path().to_owned(), signed.as_ref()), (dir.head_path(), published)];
-    for (path, head) in past {
-        if let Some(head) = head {
-            dir.check_head(path, head, state.size)?;
-        }
+    let signed = signer.guard().signed(&state.origin)?;
+    dir.check_head(signer.guard().path().to_owned(), &signed, state.size)?;
+    match published {
+        Some(head) => dir.check_head(dir.head_path(), head, state.size),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes what is beyond the committed tree, and partial files that wider ones replaced.
