@@ -719,3 +719,52 @@ fn a_dispositions_segment_written_by_version_1_reads() {
     let entries = dispositions::read_entries(&Disk, &ledger, &id).unwrap();
     assert!(entries.iter().eq(rows.iter().map(json::to_vec).collect::<Vec<_>>().iter()));
 }
+
+/// Text between backticks on a page.
+fn quoted(page: &str) -> impl Iterator<Item = &str> {
+    page.split('`').skip(1).step_by(2)
+}
+
+/// Name and text of each page.
+fn pages() -> Vec<(String, String)> {
+    let dir = fs::read_dir(place_of("..")).unwrap().map(|entry| entry.unwrap().path());
+    let pages: Vec<_> = dir.filter(|path| path.extension().is_some_and(|e| e == "md")).collect();
+    assert!(!pages.is_empty());
+    let read = |path: PathBuf| {
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        (name, fs::read_to_string(path).unwrap())
+    };
+    pages.into_iter().map(read).collect()
+}
+
+#[test]
+fn pages_name_files_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for (page, text) in pages() {
+        assert!(text.starts_with("# "), "{page} has no title");
+        for path in quoted(&text) {
+            let from_root = ["src/", "tests/", "kernels/", "tools/"];
+            let is_page = path.ends_with(".md") && !path.contains('/');
+            let exists = if from_root.iter().any(|start| path.starts_with(start)) {
+                root.join(path).exists()
+            } else if path.starts_with("vectors/") || is_page {
+                root.join("schema").join(path).exists()
+            } else {
+                continue;
+            };
+            assert!(exists, "{page} names {path}, which does not exist");
+        }
+    }
+}
+
+#[test]
+fn every_vector_is_named_by_a_page() {
+    let pages = pages();
+    for entry in fs::read_dir(place_of("")).unwrap() {
+        let name = format!("vectors/{}", entry.unwrap().file_name().to_str().unwrap());
+        let named = |(_, text): &(String, String)| {
+            quoted(text).any(|path| path == name || path.starts_with(&format!("{name}/")))
+        };
+        assert!(pages.iter().any(named), "no page names {name}");
+    }
+}
