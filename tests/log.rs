@@ -308,7 +308,10 @@ fn a_batch_survives_a_cut_after_any_call_whole_or_not_at_all() {
             let fs = fs.restart(survival);
             signed.see_published(&fs);
             check_survivor(&fs, &acknowledged, &all);
-            check_cut_recovery(&fs, &acknowledged, &all, &signed);
+            // Where the next process sees what is not durable, its own cut is the harder one.
+            if survival == Survival::Killed {
+                check_cut_recovery(&fs, &acknowledged, &all, &signed);
+            }
             drop(open(&fs).unwrap());
             check_survivor(&fs, &acknowledged, &all);
             check_goes_on(&fs, &mut signed);
@@ -395,21 +398,9 @@ fn a_restored_backup_is_not_signed() {
     let fs = base.fork(None);
     append_two(&fs, &mut vec![], &mut Signed::default()).unwrap();
     // The log goes back; the key and its record stay.
-    let old = base.files();
-    for (path, bytes) in fs.files() {
-        if path.starts_with(DIR) {
-            match old.get(&path) {
-                Some(old) => fs.tamper(&path, |bytes| bytes.clone_from(old)),
-                None => drop((fs.remove(&path), bytes)),
-            }
-        }
-    }
-    for (path, bytes) in &old {
-        if !fs.exists(path).unwrap() {
-            fs.create_dir_all(path.parent().unwrap()).unwrap();
-            drop(fs.create(path).unwrap());
-            fs.tamper(path, |new| new.clone_from(bytes));
-        }
+    fs.remove_dir_all(Path::new(DIR)).unwrap();
+    for (path, bytes) in base.files().into_iter().filter(|(path, _)| path.starts_with(DIR)) {
+        fs.put(&path, bytes);
     }
     verify(&reader(&fs).unwrap()).unwrap();
     let refused = open(&fs).err().unwrap();
@@ -480,7 +471,7 @@ fn files_that_are_cut_missing_or_foreign_are_named() {
     for foreign in ["tile/0/note.txt", "tile/0/0", "tile/entries/000.p/256", "tile/readme"] {
         let fs = base.fork(None);
         let path = Path::new(DIR).join(foreign);
-        drop(fs.create(&path).unwrap());
+        fs.put(&path, vec![]);
         let named = reader(&fs).and_then(|log| verify(&log));
         assert!(matches!(named, Err(LogError::Foreign { path: found }) if found == path));
     }
@@ -489,9 +480,8 @@ fn files_that_are_cut_missing_or_foreign_are_named() {
 #[test]
 fn a_replaced_partial_file_that_differs_is_named() {
     let (fs, _) = almost_full();
-    let (narrow, bytes) = (Path::new(DIR).join("tile/0/000.p/2"), vec![7; 64]);
-    drop(fs.create(&narrow).unwrap());
-    fs.tamper(&narrow, |file| *file = bytes);
+    let narrow = Path::new(DIR).join("tile/0/000.p/2");
+    fs.put(&narrow, vec![7; 64]);
     let named = verify(&reader(&fs).unwrap());
     assert!(matches!(named, Err(LogError::Partial { path, at: 0, .. }) if path == narrow));
     // It is not read by anybody, so the writer removes it.
@@ -520,4 +510,51 @@ fn a_reader_keeps_reading_while_a_writer_appends() {
         }
         writer.join().unwrap();
     });
+}
+
+/// The files of a golden log, by their paths in it.
+fn golden_files(dir: &Path, below: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for name in Disk.list(&dir.join(below)).unwrap() {
+        let path = below.join(name);
+        match std::fs::read(dir.join(&path)) {
+            Ok(bytes) => drop(files.insert(path, bytes)),
+            Err(_) => golden_files(dir, &path, files),
+        }
+    }
+}
+
+/// Tessera's log, read at every size that it published; and its files, written by us.
+#[test]
+fn golden_log_of_tessera_is_read_and_written() {
+    let vkey = "example.com/log/testdata+33d7b496+AeHTu4Q3hEIMHNqc6fASMsq3rKNx280NI+oO5xCFkkSx";
+    let key = vkey.parse().unwrap();
+    let mut theirs = BTreeMap::new();
+    let dir = common::golden().join("merkle/public/tessera-log");
+    golden_files(&dir, Path::new(""), &mut theirs);
+    let open = |size: u64| {
+        let fs = MemFs::new();
+        for (path, bytes) in &theirs {
+            fs.put(&Path::new(DIR).join(path), bytes.clone());
+        }
+        let head = theirs[Path::new(&format!("checkpoint.{size}"))].clone();
+        fs.put(&Path::new(DIR).join("checkpoint"), head);
+        reader(&fs).unwrap()
+    };
+    let newest = open(15);
+    let all = read_all(&newest);
+    for size in 0..=15 {
+        let log = open(size);
+        log.verify_head(&key).unwrap();
+        assert_eq!(log.size(), size);
+        assert_eq!(read_all(&log), all[..size as usize]);
+        assert_eq!(newest.root_at(size).unwrap(), log.head().root);
+    }
+    let fs = MemFs::new();
+    let mut log = init(&fs).unwrap();
+    for (size, entry) in (1..).zip(&all) {
+        log.append(&[entry]).unwrap();
+        for path in [format!("tile/0/000.p/{size}"), format!("tile/entries/000.p/{size}")] {
+            assert_eq!(fs.files()[&Path::new(DIR).join(&path)], theirs[Path::new(&path)]);
+        }
+    }
 }
