@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +18,8 @@ use common::{
 use gradledger::{
     merkle::{
         head::TreeHead,
+        note::SignedNote,
+        tile::{bundles_of, tiles_of},
         tree::{verify_consistency, verify_inclusion},
     },
     store::{
@@ -234,15 +236,22 @@ struct Signed(BTreeMap<u64, Digest>);
 
 impl Signed {
     fn see(&mut self, note: &[u8]) {
-        let note = gradledger::merkle::note::SignedNote::parse(note).unwrap();
+        let note = SignedNote::parse(note).unwrap();
         let head = TreeHead::parse(note.text()).unwrap();
         let before = *self.0.entry(head.size).or_insert(head.root);
         assert_eq!(before, head.root, "two heads of {} entries", head.size);
     }
 
+    /// Also, that the record beside the key knows of all that was signed.
     fn see_published(&mut self, fs: &MemFs) {
         if let Ok(log) = reader(fs) {
             self.see(log.note());
+        }
+        let guard = HeadGuard::open(fs.handle(), Path::new(KEY)).unwrap();
+        let recorded = guard.signed(ORIGIN).unwrap();
+        let newest = self.0.last_key_value().map(|(size, root)| (*size, *root));
+        if let Some(newest) = newest.filter(|(size, _)| *size >= recorded.size) {
+            assert_eq!(newest, (recorded.size, recorded.root), "signed and not recorded");
         }
     }
 }
@@ -281,14 +290,30 @@ fn check_survivor(fs: &MemFs, acknowledged: &[Entry], all: &[Entry]) {
 
 /// Opens twice, appends something else than what was cut, and looks at all.
 fn check_goes_on(fs: &MemFs, signed: &mut Signed) {
-    drop(open(fs).unwrap());
+    let size = open(fs).unwrap().size();
     signed.see_published(fs);
+    signed.see_published(&fs.restart(Survival::Dropped));
+    check_only_needed(fs, size);
     let once = fs.files();
     let mut log = open(fs).unwrap();
     assert_eq!(fs.files(), once, "a second recovery changes something");
     log.append(&entries(0..2, "after the cut")).unwrap();
     signed.see(log.head());
     verify(&reader(fs).unwrap()).unwrap();
+    let lost = fs.restart(Survival::Dropped);
+    signed.see_published(&lost);
+    assert_eq!(open(&lost).unwrap().size(), size + 2);
+}
+
+/// Nothing is left in the log's directory but what a log of this size consists of.
+fn check_only_needed(fs: &MemFs, size: u64) {
+    let tiles = tiles_of(size).map(|id| id.to_string());
+    let bundles = bundles_of(size).map(|id| id.to_string());
+    let small = ["tree-state", "checkpoint"].map(str::to_owned);
+    let needed = tiles.chain(bundles).chain(small).map(|path| Path::new(DIR).join(path));
+    let needed: BTreeSet<PathBuf> = needed.collect();
+    let found = fs.files().into_keys().filter(|path| path.starts_with(DIR));
+    assert_eq!(found.collect::<BTreeSet<_>>(), needed);
 }
 
 #[test]
@@ -326,7 +351,7 @@ fn check_cut_recovery(fs: &MemFs, acknowledged: &[Entry], all: &[Entry], signed:
     for cut in 0..whole.calls() {
         let fs = fs.fork(Some(Fault::CutAt(cut)));
         assert!(open(&fs).is_err());
-        for survival in Survival::ALL {
+        for survival in [Survival::Killed, Survival::Dropped] {
             let (fs, mut signed) = (fs.restart(survival), signed.clone());
             signed.see_published(&fs);
             drop(open(&fs).unwrap());
@@ -474,6 +499,20 @@ fn files_that_are_cut_missing_or_foreign_are_named() {
         fs.put(&path, vec![]);
         let named = reader(&fs).and_then(|log| verify(&log));
         assert!(matches!(named, Err(LogError::Foreign { path: found }) if found == path));
+    }
+}
+
+#[test]
+fn a_wider_file_that_was_never_committed_does_not_stand_in_for_a_lost_one() {
+    let (base, _) = almost_full();
+    for (lost, wider) in
+        [("tile/0/000.p/254", "tile/0/000.p/255"), ("tile/entries/000.p/254", "tile/entries/000")]
+    {
+        let fs = base.fork(None);
+        let [lost, wider] = [lost, wider].map(|path| Path::new(DIR).join(path));
+        fs.put(&wider, fs.files()[&lost].clone());
+        fs.remove(&lost).unwrap();
+        assert!(matches!(open(&fs), Err(LogError::Missing { path }) if path == lost));
     }
 }
 
