@@ -27,7 +27,7 @@ use crate::{
         progress::Progress,
         record::RoundsEntry,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::Submission,
+        submission::{Content, Submission},
     },
 };
 
@@ -350,14 +350,16 @@ fn round_line(entry: &RoundsEntry) -> String {
 }
 
 fn submission_line(entry: &Submission) -> String {
-    use crate::types::submission::Outcome;
-    let Submission::Fetched(fetched) = entry;
-    let outcome = match &fetched.outcome {
-        Outcome::Delta(id) => format!("delta {}", id.root),
-        Outcome::Refused(refusal) => format!("refused {refusal}"),
-        Outcome::Unread => "unread".to_owned(),
+    let content = match entry.content() {
+        Content::Delta(id) => format!("delta {}", id.root),
+        Content::Refused(refusal) => format!("refused {refusal}"),
+        Content::Unread => "unread".to_owned(),
     };
-    format!("fetched  round {}  uid {}  {outcome}", fetched.round, fetched.uid)
+    let kind = match entry {
+        Submission::Fetched(_) => "fetched",
+        Submission::Signed(_) => "signed",
+    };
+    format!("{kind}  round {}  {}  {content}", entry.round(), entry.miner())
 }
 
 #[derive(Serialize)]

@@ -7,7 +7,7 @@ use crate::{
         digest::Digest,
         manifest::ManifestId,
         record::{ACCEPTED_MAX, DispositionsId, Skipped},
-        submission::{Fetched, Outcome, Submission},
+        submission::{Content, Submission},
     },
 };
 
@@ -168,10 +168,10 @@ pub fn accepted_deltas(
 ) -> Vec<(String, ManifestId)> {
     let delta = |index: u64| {
         let (_, submission) = submissions.iter().find(|(at, _)| *at == index)?;
-        let Submission::Fetched(Fetched { outcome: Outcome::Delta(delta), .. }) = submission else {
-            return None;
-        };
-        Some(*delta)
+        match submission.content() {
+            Content::Delta(delta) => Some(delta),
+            _ => None,
+        }
     };
     accepted(dispositions)
         .into_iter()

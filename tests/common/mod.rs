@@ -1,9 +1,9 @@
 //! What the tests of several files share.
 #![allow(dead_code)] // Each test file uses a part.
 
-use std::path::PathBuf;
-
 pub mod memfs;
+
+use std::path::PathBuf;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {
