@@ -51,7 +51,7 @@ use gradledger::{
         },
         refusal::{Code, Refusal},
         rule::{Dialect, Mean, Norm, Rule, SparseMeanSgd},
-        submission::{Fetched, Miner, Outcome, Submission},
+        submission::{Fetched, Miner, Outcome, SignatureHex, Signed, Submission},
         tensor::{Dtype, TensorSpec},
     },
 };
@@ -144,7 +144,9 @@ fn records_are_spelled_and_hashed_so() {
         }
     }
     assert_eq!((&entries[0], &entries[2]), (&genesis(), &round(&taken[0])));
-    assert_eq!(submissions, [delta_outcome(), refused_outcome(), Outcome::Unread].map(fetched));
+    let outcomes = [Outcome::Delta(delta_id()), Outcome::Refused(refusal()), Outcome::Unread];
+    let expected = outcomes.map(fetched).into_iter().chain([None, Some(refusal())].map(signed));
+    assert!(submissions.into_iter().eq(expected));
     assert!(!refused.is_empty());
     for case in refused {
         let entry = text(&case, "entry").as_bytes();
@@ -229,12 +231,46 @@ fn fetched(outcome: Outcome) -> Submission {
     })
 }
 
-fn delta_outcome() -> Outcome {
-    Outcome::Delta(ManifestId { bytes: 68, count: 3, root: all(0xd) })
+fn delta_id() -> ManifestId {
+    ManifestId { bytes: 68, count: 3, root: all(0xd) }
 }
 
-fn refused_outcome() -> Outcome {
-    Outcome::Refused(Refusal::new(Code::CrcMismatch, Some("wq"), "crc 00000001", "crc 00000002"))
+fn refusal() -> Refusal {
+    Refusal::new(Code::CrcMismatch, Some("wq"), "crc 00000001", "crc 00000002")
+}
+
+fn signed(refused: Option<Refusal>) -> Submission {
+    Submission::Signed(Signed {
+        round: 7,
+        base: all(0xa),
+        delta: delta_id(),
+        hotkey: all(4),
+        signature: SignatureHex(std::array::from_fn(|at| if at < 32 { 0x77 } else { 0x88 })),
+        refused,
+    })
+}
+
+/// No code signs yet: the bytes are put together here, field by field.
+#[test]
+fn a_statement_is_162_bytes() {
+    let (taken, _) = vectors("statement.jsonl");
+    let root = |case: &Value, name: &str| field::<Digest>(case, name).0;
+    for case in &taken {
+        let delta: ManifestId = field(case, "delta");
+        let number = |number: u64| number.to_le_bytes();
+        let bytes = [
+            &b"gradledger/delta/1"[..],
+            &root(case, "run"),
+            &number(field(case, "round")),
+            &root(case, "base"),
+            &delta.root.0,
+            &number(delta.bytes),
+            &root(case, "hotkey"),
+        ]
+        .concat();
+        assert_eq!((bytes.len(), &bytes), (162, &hex(case, "hex")), "{case}");
+        assert_eq!(Digest::of(&bytes), field(case, "id"), "{case}");
+    }
 }
 
 #[test]

@@ -266,6 +266,10 @@ def records():
         "source_bytes": 4096, "source_sha256": HASH["6"], "outcome": {"delta": DELTA},
     }
     refused = refusal("crc-mismatch", "crc 00000001", "crc 00000002", "wq")
+    signed = {
+        "kind": "signed", "round": 7, "base": HASH["a"], "delta": DELTA, "hotkey": HASH["4"],
+        "signature": HASH["7"] + HASH["8"], "refused": None,
+    }
     taken = [
         ("rounds", "a genesis of the Templar dialect", genesis),
         ("rounds", "a genesis with every optional field and the other choices", anchored),
@@ -274,6 +278,8 @@ def records():
         ("submissions", "a fetched file that holds a delta", fetched),
         ("submissions", "a fetched file that was refused", fetched | {"outcome": {"refused": refused}}),
         ("submissions", "a reserve's file that was left unread", fetched | {"outcome": "unread"}),
+        ("submissions", "a signed delta", signed),
+        ("submissions", "a signed delta that was refused", signed | {"refused": refused}),
     ]
     for log, what, entry in taken:
         text = canonical(entry)
@@ -304,6 +310,9 @@ def records():
         ("submissions", "a name that is not NFC", canonical(fetched | {"file": "e\u0301.pt"})),
         ("submissions", "a control character", canonical(fetched | {"file": "a\u0007.pt"})),
         ("submissions", "a round", canonical(round_record)),
+        ("submissions", "a short signature", canonical(signed | {"signature": HASH["7"]})),
+        ("submissions", "a signature in upper case", canonical(signed | {"signature": HASH["a"].upper() * 2})),
+        ("submissions", "a signed delta that does not say whether it was refused", canonical(without(signed, "refused"))),
     ]
     for log, what, text in bad:
         yield {"log": log, "what": what, "entry": text.decode(), "refused": True}
@@ -647,6 +656,15 @@ def dispositions():
             "source_sha256": HASH["0"], "outcome": outcome,
         } | change
 
+    def signed(digit, delta_digit, **change):
+        return {
+            "kind": "signed", "round": 5, "base": MODEL["root"], "delta": delta(delta_digit)["delta"],
+            "hotkey": HASH[digit], "signature": HASH["7"] + HASH["8"], "refused": None,
+        } | change
+
+    def miner(submission):
+        return submission.get("uid", submission.get("hotkey"))
+
     def delta(digit):
         return {"delta": {"bytes": 68, "count": 3, "root": HASH[digit]}}
 
@@ -684,20 +702,41 @@ def dispositions():
           rejected("not-listed", "a listed or reserve miner", "uid 6")]),
         ("a reserve whose place is needed but whose file was left unread", "templar", [5], [4],
          [sent(4, "unread")], [unread, "absent"]),
+        ("native: signed, by hotkey; a copy by its name", "native", [HASH["e"], HASH["2"], HASH["b"]], [],
+         [signed("e", "1"), signed("2", "2"), signed("b", "1"), signed("2", "3")],
+         [yes(1), yes(0), rejected("duplicate-delta", "a delta of the miner's own", f"the delta of {HASH['e']} at index 10"),
+          rejected("duplicate-submission", "one submission, the one at index 11", "a later one")]),
+        ("native: uids before hotkeys; a signed delta that was refused, one from another base, a stranger's", "native",
+         [HASH["2"], 9, HASH["3"]], [],
+         [signed("2", "1"), sent(9, delta("2")), signed("3", "3", refused=bad), signed("3", "3", base=HASH["f"]), signed("0", "4")],
+         [yes(1), yes(0), {"rejected": bad}, rejected("wrong-base", HASH["a"], HASH["f"]),
+          rejected("not-listed", "a listed or reserve miner", HASH["0"])]),
         ("nobody is expected", "templar", [], [], [], []),
     ]
     for what, dialect, listed, reserve, submissions, verdicts in cases:
         found = []
-        absent = [uid for uid in listed if uid not in [s["uid"] for s in submissions]]
+        absent = [who for who in listed if who not in [miner(s) for s in submissions]]
         for at, verdict in enumerate(verdicts):
             index = 10 + at if at < len(submissions) else None
-            uid = submissions[at]["uid"] if at < len(submissions) else absent[at - len(submissions)]
-            found.append({"index": index, "miner": uid, "verdict": verdict})
+            who = miner(submissions[at]) if at < len(submissions) else absent[at - len(submissions)]
+            found.append({"index": index, "miner": who, "verdict": verdict})
         assert len(found) == len(submissions) + len(absent), what
         root = tree([leaf(canonical(d)) for d in found]).hex()
         yield {"what": what, "round": 5, "base": MODEL, "dialect": dialect, "listed": listed, "reserve": reserve,
                "first_index": 10, "submissions": submissions, "dispositions": found,
                "id": {"count": len(found), "root": root}}
+
+
+def statements():
+    for what, run, round_, base, delta, hotkey in [
+        ("as the records' signed delta", leaf(canonical(json.loads(next(records())["entry"]))).hex(), 7, MODEL, DELTA, HASH["4"]),
+        ("the largest round and size", HASH["0"], (1 << 53) - 1, NEXT, DELTA | {"bytes": (1 << 53) - 1}, HASH["f"]),
+    ]:
+        data = b"gradledger/delta/1" + bytes.fromhex(run) + round_.to_bytes(8, "little") + bytes.fromhex(base["root"])
+        data += bytes.fromhex(delta["root"]) + delta["bytes"].to_bytes(8, "little") + bytes.fromhex(hotkey)
+        assert len(data) == 162
+        yield {"what": what, "run": run, "round": round_, "base": base["root"], "delta": delta, "hotkey": hotkey,
+               "hex": data.hex(), "id": sha256(data).hex()}
 
 
 def hashes():
@@ -750,6 +789,7 @@ def main():
     lines("dispositions.jsonl", dispositions())
     lines("hashes.jsonl", hashes())
     lines("places.jsonl", places())
+    lines("statement.jsonl", statements())
     key, public = public_key()
     rounds = ORIGIN + "/rounds"
     root = sha256(b"vectors")
