@@ -573,6 +573,9 @@ fn a_key_and_what_it_signed_are_spelled_so() {
     let guard = HeadGuard::open(Arc::new(Disk), &key).unwrap();
     let signed = tree_head();
     assert_eq!(guard.newest(&signed.origin).unwrap(), Some(signed.clone()));
+    let other = "ledger.example/run/submissions".to_owned();
+    let empty = TreeHead { origin: other.clone(), size: 0, root: Digest::of(b"") };
+    assert_eq!(guard.newest(&other).unwrap(), Some(empty));
     // Written anew, it is spelled the same but for what changed.
     guard.admit(&TreeHead { size: 4, ..signed }).unwrap();
     let spelled = String::from_utf8(spelled).unwrap().replace("\"size\":3", "\"size\":4");
