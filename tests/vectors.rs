@@ -1,7 +1,7 @@
 //! The vectors in `schema/vectors/`: what the pages say, as bytes that never change.
 //!
 //! A changed vector means a new format version. `tools/vectors.py` made them without this crate's
-//! code, except the Parquet files in `vectors/ledger/`: those the code wrote, and
+//! code (the statement's are read in `golden_wallet.rs`), except the Parquet files in `vectors/ledger/`: those the code wrote, and
 //! `GRADLEDGER_WRITE_VECTORS=1` writes one that is missing, never one that is there.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
@@ -248,29 +248,6 @@ fn signed(refused: Option<Refusal>) -> Submission {
         signature: SignatureHex(std::array::from_fn(|at| if at < 32 { 0x77 } else { 0x88 })),
         refused,
     })
-}
-
-/// No code signs yet: the bytes are put together here, field by field.
-#[test]
-fn a_statement_is_162_bytes() {
-    let (taken, _) = vectors("statement.jsonl");
-    let root = |case: &Value, name: &str| field::<Digest>(case, name).0;
-    for case in &taken {
-        let delta: ManifestId = field(case, "delta");
-        let number = |number: u64| number.to_le_bytes();
-        let bytes = [
-            &b"gradledger/delta/1"[..],
-            &root(case, "run"),
-            &number(field(case, "round")),
-            &root(case, "base"),
-            &delta.root.0,
-            &number(delta.bytes),
-            &root(case, "hotkey"),
-        ]
-        .concat();
-        assert_eq!((bytes.len(), &bytes), (162, &hex(case, "hex")), "{case}");
-        assert_eq!(Digest::of(&bytes), field(case, "id"), "{case}");
-    }
 }
 
 #[test]

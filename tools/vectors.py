@@ -3,7 +3,7 @@
 
 Numbers are exact rationals, rounded once an operation; hashes are hashlib's; Ed25519 is that of the
 package `cryptography`. Writes the files that are missing and no others: a changed vector means a
-new format version. The Parquet files are not made here but by the code, see tests/vectors.rs.
+new format version. The statement's are made by tests/golden/wallet/statements.py; the Parquet files are not made here but by the code, see tests/vectors.rs.
 """
 
 import base64
@@ -727,18 +727,6 @@ def dispositions():
                "id": {"count": len(found), "root": root}}
 
 
-def statements():
-    for what, run, round_, base, delta, hotkey in [
-        ("as the records' signed delta", leaf(canonical(json.loads(next(records())["entry"]))).hex(), 7, MODEL, DELTA, HASH["4"]),
-        ("the largest round and size", HASH["0"], (1 << 53) - 1, NEXT, DELTA | {"bytes": (1 << 53) - 1}, HASH["f"]),
-    ]:
-        data = b"gradledger/delta/1" + bytes.fromhex(run) + round_.to_bytes(8, "little") + bytes.fromhex(base["root"])
-        data += bytes.fromhex(delta["root"]) + delta["bytes"].to_bytes(8, "little") + bytes.fromhex(hotkey)
-        assert len(data) == 162
-        yield {"what": what, "run": run, "round": round_, "base": base["root"], "delta": delta, "hotkey": hotkey,
-               "hex": data.hex(), "id": sha256(data).hex()}
-
-
 def hashes():
     long, short = bytes(65536) + b"\x01", b"\x02"
     parts = []
@@ -789,7 +777,6 @@ def main():
     lines("dispositions.jsonl", dispositions())
     lines("hashes.jsonl", hashes())
     lines("places.jsonl", places())
-    lines("statement.jsonl", statements())
     key, public = public_key()
     rounds = ORIGIN + "/rounds"
     root = sha256(b"vectors")
