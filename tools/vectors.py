@@ -3,7 +3,8 @@
 
 Numbers are exact rationals, rounded once an operation; hashes are hashlib's; Ed25519 is that of the
 package `cryptography`. Writes the files that are missing and no others: a changed vector means a
-new format version. The statement's are made by tests/golden/wallet/statements.py; the Parquet files are not made here but by the code, see tests/vectors.rs.
+new format version. Not made here: the statement's (tests/golden/wallet/statements.py), and the Parquet
+files, which the code writes (tests/vectors.rs).
 """
 
 import base64
