@@ -54,6 +54,8 @@ pub struct InitOptions<'a> {
     pub rule: SparseMeanSgd,
     /// Records tensors that the rule cannot take instead of refusing them.
     pub frozen: bool,
+    /// Who may submit.
+    pub miners: MinersPolicy,
     /// Where the log key lies or is made, if not in the ledger.
     pub key_file: Option<&'a Path>,
 }
@@ -291,7 +293,7 @@ fn start_logs(
         model,
         rule: Rule::SparseMeanSgd(options.rule.clone()),
         log_keys,
-        miners: MinersPolicy::Listed,
+        miners: options.miners.clone(),
         netuid: None,
         chain_genesis: None,
         anchor_hotkey: None,
