@@ -28,7 +28,6 @@ use crate::{
     store::files::{Disk, read_whole, write_whole},
     types::{
         digest::Digest,
-        json,
         manifest::ManifestId,
         record::{ACCEPTED_MAX, Verdict},
         refusal::{Code, Refusal},
@@ -75,7 +74,8 @@ pub fn submit(args: &SubmitArgs) -> Result<(), CliError> {
     let receipt = receipt.map_err(CliError::Refused)?;
     if let Some(path) = &args.receipt {
         let io = |source| CliError::Io { path: path.clone(), source };
-        write_whole(&Disk, path, &json::to_vec(&receipt)).map_err(io)?;
+        let json = serde_json::to_vec_pretty(&receipt).map_err(CliError::Json)?;
+        write_whole(&Disk, path, &json).map_err(io)?;
     }
     let document = SubmitDocument {
         hotkey: hotkey.public(),
@@ -130,7 +130,8 @@ fn admit_delta(
         };
     }
     let io = |source| CliError::Io { path: path.to_owned(), source };
-    let source: std::sync::Arc<dyn Source> = std::sync::Arc::new(FileSource::open(path).map_err(io)?);
+    let source: std::sync::Arc<dyn Source> =
+        std::sync::Arc::new(FileSource::open(path).map_err(io)?);
     let gradient = GradientFile::open(source);
     let opened = gradient.as_ref().map(|file| {
         let (archive, delta) = (file.archive(), file.delta());
