@@ -91,9 +91,12 @@ impl<'a> Sealed<'a> {
 
     /// What is in the box.
     pub fn open(&self, password: &str) -> Result<Zeroizing<Vec<u8>>, KeyfileError> {
-        let key = key(password)?;
+        self.open_with(&*key(password)?)
+    }
+
+    fn open_with(&self, key: &[u8; KEY_BYTES]) -> Result<Zeroizing<Vec<u8>>, KeyfileError> {
         let mut text = Zeroizing::new(self.cipher.to_vec());
-        XSalsa20Poly1305::new(Key::from_slice(&*key))
+        XSalsa20Poly1305::new(Key::from_slice(key))
             .decrypt_in_place_detached(
                 Nonce::from_slice(self.nonce),
                 b"",
@@ -121,4 +124,26 @@ fn key(password: &str) -> Result<Zeroizing<[u8; KEY_BYTES]>, KeyfileError> {
     // Whoever finds the last block has the key.
     memory.iter_mut().for_each(Zeroize::zeroize);
     Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_byte_of_the_box_is_refused() {
+        let key = [7; KEY_BYTES];
+        let mut text = b"{}".to_vec();
+        let mac = XSalsa20Poly1305::new(Key::from_slice(&key))
+            .encrypt_in_place_detached(Nonce::from_slice(&[9; NONCE_BYTES]), b"", &mut text)
+            .unwrap();
+        let file = [TAG, &[9; NONCE_BYTES], &mac[..], &text].concat();
+        let open = |file: &[u8]| Sealed::of(file).unwrap().unwrap().open_with(&key);
+        assert_eq!(**open(&file).unwrap(), *b"{}");
+        for at in TAG.len()..file.len() {
+            let mut changed = file.clone();
+            changed[at] ^= 1;
+            assert!(matches!(open(&changed), Err(KeyfileError::WrongPassword)), "byte {at}");
+        }
+    }
 }
