@@ -1,4 +1,4 @@
-//! Entries of the rounds log: the genesis of a run and one record a round.
+//! Entries of the rounds log: the genesis of a run and one record a round. See `schema/records.md`.
 
 use serde::{Deserialize, Serialize};
 

@@ -1,4 +1,5 @@
-//! Entries of the submissions log: statements that a miner made, or that was fetched for one.
+//! Entries of the submissions log: a statement that a miner signed, or a file fetched for one. See
+//! `schema/records.md`.
 
 use std::fmt;
 
