@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use gradledger_kernels::sha256::Sha256;
@@ -176,6 +176,8 @@ struct Import {
     /// Statements of the open window: what a killed import of the same files had done already.
     stated: Vec<(u64, Fetched)>,
     files: Vec<ImportedFile>,
+    /// Held while a file goes to quarantine: two miners may send the same bytes.
+    quarantine: Mutex<()>,
 }
 
 /// The file of all miners, hashed once.
@@ -237,6 +239,7 @@ impl Import {
             others,
             stated: ledger.submissions(window)?.into_iter().map(fetched).collect(),
             files: Vec::new(),
+            quarantine: Mutex::new(()),
         })
     }
 
@@ -311,7 +314,8 @@ impl Import {
         let opened = match &self.aggregator {
             Some(aggregator) => Ok(aggregator.opened(uid)),
             None => {
-                gradient = GradientFile::open(source.clone());
+                gradient = GradientFile::open(source.clone())
+                    .map_err(|error| crc_comes_first(&source, error));
                 gradient.as_ref().map(|file| {
                     let (archive, delta) = (file.archive(), file.delta());
                     Opened { archive, delta, alone: true }
