@@ -17,8 +17,13 @@ use crate::{
     import::{
         source::{FileSource, Source},
         templar::{AggregatorFile, GradientFile, TemplarError},
+        torch::TorchError,
+        zip::{Archive, Verified},
     },
-    intake::admit::{Admission, Expected, Opened, admit},
+    intake::{
+        admit::{Admission, Expected, Opened, admit},
+        dispose,
+    },
     store::{StoreError, open_round::OpenRound, quarantine},
     types::{
         digest::Digest,
@@ -26,6 +31,7 @@ use crate::{
         manifest::ManifestId,
         progress::Progress,
         record::ACCEPTED_MAX,
+        refusal::Code,
         rule::SparseMeanSgd,
         submission::{Fetched, Miner, Outcome, Submission},
     },
@@ -274,7 +280,7 @@ impl Import {
                 self.state(writer, fetched)?;
             }
         }
-        Ok(good)
+        Ok(())
     }
 
     /// States the files of `uids` by their hash alone.
@@ -328,6 +334,7 @@ impl Import {
             Admission::Refused(refusal) => {
                 let (files, digest) = (&*place.files, statement.source_sha256);
                 let mut bytes = Sequential { source: &*source, at: 0 };
+                let _one = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
                 quarantine::keep(files, &place.root, self.round, &mut bytes, digest, &found.file)
                     .map_err(StoreError::from)?;
                 Outcome::Refused(refusal)
