@@ -144,7 +144,8 @@ pub fn import_templar(
     open.save(writer.ledger().place())?;
     progress.begin("import", import.source_bytes()?);
     let (listed, reserve) = (import.peers.listed.clone(), import.peers.reserve.clone());
-    let good = import.take(writer, &listed, progress)?;
+    import.take(writer, &listed, progress)?;
+    let good = good_listed(writer.ledger(), &open)?;
     let missing = listed.len() - good.len();
     let taken: Vec<u16> =
         reserve.iter().copied().filter(|uid| !good.contains(uid)).take(missing).collect();
@@ -154,6 +155,22 @@ pub fn import_templar(
     import.leave(writer, &unused, progress)?;
     progress.end();
     Ok(import.report(writer))
+}
+
+/// The listed miners whose deltas will count: what the seal will say, so that both take the same
+/// reserves.
+fn good_listed(ledger: &Ledger, open: &OpenRound) -> Result<BTreeSet<u16>, LedgerError> {
+    let window = ledger.window_start()..ledger.submissions_log().size();
+    let expected = dispose::Expected {
+        round: open.round,
+        base: ledger.newest(),
+        listed: &open.listed,
+        reserve: &open.reserve,
+        dialect: ledger.rule().dialect,
+    };
+    let dispositions = dispose::dispose(expected, &ledger.submissions(window)?);
+    let accepted = dispose::accepted(&dispositions).into_iter().map(|(_, _, miner)| miner);
+    Ok(accepted.filter(|m| open.listed.contains(m)).filter_map(|m| m.uid()).collect())
 }
 
 /// Only one round is open at a time, and rounds only go up.
@@ -257,26 +274,22 @@ impl Import {
         }
     }
 
-    /// Reads the files of `uids` and states each; gives those whose delta is good.
+    /// Reads the files of `uids` and states each.
     fn take(
         &mut self,
         writer: &mut LedgerWriter,
         uids: &[u16],
         progress: &dyn Progress,
-    ) -> Result<BTreeSet<u16>, LedgerError> {
+    ) -> Result<(), LedgerError> {
         let mut present: Vec<u16> =
             uids.iter().copied().filter(|uid| self.found.contains_key(uid)).collect();
         present.sort_unstable();
-        let mut good = BTreeSet::new();
         // A few at a time, so that a killed import has stated what it had read.
         for uids in present.chunks(rayon::current_num_threads()) {
             let place = writer.ledger().place();
             let read = |&uid: &u16| self.read(place, uid, progress);
             let fetched = uids.par_iter().map(read).collect::<Result<Vec<_>, LedgerError>>()?;
             for fetched in fetched {
-                if matches!(fetched.outcome, Outcome::Delta(_)) {
-                    good.insert(fetched.uid);
-                }
                 self.state(writer, fetched)?;
             }
         }
@@ -483,6 +496,16 @@ fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Pee
     let (mut listed, reserve) = (listed.to_vec(), reserve.to_vec());
     listed.extend(file.skipped().iter().copied().filter(|uid| !uids.contains(uid)));
     Ok((Aggregator { file, sha256 }, found, Peers { listed, reserve }))
+}
+
+/// A file whose pickle is refused may be damaged elsewhere: then that is its first fault.
+fn crc_comes_first(source: &Arc<dyn Source>, error: TemplarError) -> TemplarError {
+    if error.refusal().is_none_or(|refusal| refusal.code <= Code::CrcMismatch) {
+        return error;
+    }
+    let checked = Archive::open(source.clone())
+        .and_then(|archive| archive.verify_rest(&mut Verified::none(archive.entries().len())));
+    checked.map_or_else(|found| TorchError::from(found).into(), |()| error)
 }
 
 /// A source read front to back.
