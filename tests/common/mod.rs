@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
+pub mod gradient;
 pub mod memfs;
+pub mod model;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {
