@@ -178,9 +178,11 @@ fn may_open(ledger: &Ledger, round: u64) -> Result<(), LedgerError> {
     if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
         return Err(LedgerError::RoundOrder { round, last });
     }
-    let submissions = ledger.submissions_log().size() - ledger.window_start();
-    let open = OpenRound::load(ledger.place())?.map(|open| open.round);
-    match open.filter(|&open| open != round && submissions > 0) {
+    // The log says which round is open; the file that says so too may be lost.
+    let window = ledger.window_start()..ledger.submissions_log().size();
+    let submissions = window.end - window.start;
+    let stated = ledger.submissions(window)?;
+    match stated.iter().map(|(_, s)| s.round()).find(|&open| open != round) {
         Some(open) => Err(LedgerError::RoundOpen { round, open, submissions }),
         None => Ok(()),
     }
