@@ -166,6 +166,7 @@ impl Model {
     pub fn folded(&self) -> Vec<&Tensor> {
         let folds = |t: &&Tensor| {
             let float = matches!(t.dtype, Dtype::F32 | Dtype::F16 | Dtype::Bf16);
+            let float = float && !t.bytes.is_empty();
             float && (1..=2).contains(&t.shape.len()) && t.grid(self.rule.chunk).block_len() > 1
         };
         let mut folded: Vec<&Tensor> = self.tensors.iter().filter(folds).collect();
