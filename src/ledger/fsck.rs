@@ -21,7 +21,7 @@ use crate::{
 
 use super::{
     Ledger, LedgerError, check,
-    replay::{ReplayOptions, replay},
+    replay::{ReplayOptions, replay, stored_plan},
     seal::FoldOptions,
     thread_pool,
 };
@@ -101,6 +101,8 @@ fn checkpoints(
                 checkpoint.tensor(position)?.verify_to_end(progress)?;
                 report.bytes += descriptor.bytes;
             } else {
+                // Shared with another state; this one has digests of its own.
+                checkpoint.digests(position)?;
                 progress.advance(descriptor.bytes);
             }
         }
@@ -123,7 +125,7 @@ fn deltas(
         Submission::Fetched(_) => 0,
     };
     progress.begin("fsck deltas", submissions.iter().map(bytes).sum());
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, Submission::Fetched(fetched)) in &submissions {
         match &fetched.outcome {
             Outcome::Delta(id) if seen.insert(id.root) => {
@@ -136,7 +138,7 @@ fn deltas(
                 report.deltas += 1;
                 report.bytes += id.bytes;
             }
-            Outcome::Refused(_) if seen.insert(fetched.source_sha256) => {
+            Outcome::Refused(_) if refused.insert((fetched.round, fetched.source_sha256)) => {
                 let (round, digest) = (fetched.round, fetched.source_sha256);
                 let (files, root) = (&*ledger.place().files, &ledger.place().root);
                 // What is past its time in quarantine is gone; that is no damage.
@@ -152,8 +154,9 @@ fn deltas(
     Ok(())
 }
 
-/// Derives every record again and compares what is stored of its dispositions.
+/// Derives every record again and compares what is stored of its dispositions; hashes its plan.
 fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
+    let layout = ledger.layout()?;
     for (position, sealed) in ledger.sealed().iter().enumerate() {
         let checked = check::check_round(ledger, position)?;
         let (files, root) = (&*ledger.place().files, &ledger.place().root);
@@ -165,6 +168,8 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
             let round = sealed.record.round;
             return Err(check::Disagreement::StoredDisposition { round, entry }.into());
         }
+        stored_plan(ledger, &layout, &sealed.record, checked.deltas.len())?;
+        report.bytes += sealed.record.plan.bytes;
         report.rounds += 1;
     }
     Ok(())
