@@ -150,8 +150,9 @@ impl Faults {
     }
 
     pub(super) fn note(&mut self, fault: Refusal) {
-        // Tensors come in manifest order, so an equal code found later is a later tensor's.
-        if self.0.as_ref().is_none_or(|first| fault.code < first.code) {
+        // Manifest order is by name; what is said of no tensor says less.
+        let key = |fault: &Refusal| (fault.code, fault.tensor.is_none(), fault.tensor.clone());
+        if self.0.as_ref().is_none_or(|first| key(&fault) < key(first)) {
             self.0 = Some(fault);
         }
     }
@@ -196,7 +197,7 @@ impl<'a> Reading<'a> {
             self.faults
                 .note(refusal.ok_or_else(|| AdmitError::Read(std::io::Error::other("part")))?);
         }
-        let faulty = |name: &str| delta.fault.as_ref().is_some_and(|f| &*f.tensor == name);
+        let faulty = |name: &str| delta.unreadable.contains(name);
         let mut all = Vec::with_capacity(layout.tensors.len());
         for tensor in layout.tensors.iter().filter(|tensor| !faulty(&tensor.name)) {
             match tensor_parts(tensor, delta.parts.get(tensor.name.as_str())) {
@@ -242,9 +243,11 @@ impl<'a> Reading<'a> {
         let mut hasher = PieceHasher::new();
         let mut first_block = 0;
         let block_bytes = small(tensor.index_bytes_per_block());
-        let mut fault = None;
+        let mut fault: Option<Refusal> = None;
         self.stream((&tensor.name, part.idxs), block_bytes, &mut |blocks| {
-            fault = fault.take().or_else(|| index_fault(tensor, blocks, first_block));
+            let later = index_fault(tensor, blocks, first_block);
+            // Of one tensor the first by code, then by block.
+            fault = [fault.take(), later].into_iter().flatten().min_by_key(|fault| fault.code);
             first_block += (blocks.len() / block_bytes) as u64;
             hasher.update(blocks);
             rows.write_index(blocks).map_err(StoreError::from)
@@ -422,14 +425,20 @@ pub(super) fn index_fault(
     };
     let rows = [Contribution { index: blocks, code: &[], levels: &[] }];
     let name = Some(tensor.name.as_str());
+    let out_of_range = |block: u64, index: u16| {
+        let want = format!("an index below {block_len}");
+        let found = format!("{index} in block {}", first_block + block);
+        Some(Refusal::new(Code::IndexOutOfRange, name, want, found))
+    };
     match check::indices(&band, &rows) {
         Ok(()) => None,
-        Err(KernelError::IndexOutOfRange { block, index, .. }) => {
-            let want = format!("an index below {block_len}");
-            let found = format!("{index} in block {}", first_block + block);
-            Some(Refusal::new(Code::IndexOutOfRange, name, want, found))
-        }
+        Err(KernelError::IndexOutOfRange { block, index, .. }) => out_of_range(block, index),
         Err(KernelError::Repeated { block, index, first, entry, .. }) => {
+            // The kernel stops at a repeat; one out of range behind it comes first by its code.
+            let outside = |&(_, index): &(u64, u16)| usize::from(index) >= block_len;
+            if let Some((at, index)) = (0..).zip(codes::indices(blocks)).find(outside) {
+                return out_of_range(at / tensor.k, index);
+            }
             let found =
                 format!("{index} at entries {first} and {entry} of block {}", first_block + block);
             Some(Refusal::new(Code::DuplicateIndex, name, "each index once in a block", found))

@@ -65,6 +65,8 @@ pub enum Disagreement {
     Skipped { round: u64, tensor: String, expected: Option<u64>, found: Option<u64> },
     #[error("round {round}: element {element} of {tensor} becomes NaN or infinite")]
     NonFinite { round: u64, tensor: String, element: u64 },
+    #[error("round {round}: tensor {tensor} stands in the record's skipped ones out of order")]
+    SkippedOrder { round: u64, tensor: u64 },
     #[error("round {round}: the record skips tensor {tensor}, which its rule does not fold")]
     SkippedUnknown { round: u64, tensor: u64 },
 }
@@ -84,7 +86,7 @@ pub struct CheckedRound {
 
 /// Checks the record at `position` against the records before it and the submissions log.
 ///
-/// Chain, base, rule, window, the submissions' root, and every disposition derived again. The fold
+/// Chain, base, rule, order of what was skipped, window, the submissions' root, and every disposition derived again. The fold
 /// itself is for [`super::replay`].
 ///
 /// # Errors
@@ -111,6 +113,10 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
     }
     if record.rule != ledger.genesis().rule {
         return Err(Disagreement::Rule { round }.into());
+    }
+    // Each once and ascending, or one round would have several records.
+    if let Some(pair) = record.skipped.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
+        return Err(Disagreement::SkippedOrder { round, tensor: pair[1].tensor }.into());
     }
     let window = record.submissions;
     if window.start != start || window.end < start || window.end > ledger.submissions_log().size() {

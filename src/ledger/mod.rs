@@ -55,6 +55,8 @@ pub enum LedgerError {
         "{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one"
     )]
     NoLedger { path: PathBuf },
+    #[error("{path} is missing: the signed head of a log that is there. Bring it back from a copy")]
+    NoHead { path: PathBuf },
     #[error("{path} is a ledger already; give another directory")]
     Exists { path: PathBuf },
     #[error(transparent)]
@@ -130,6 +132,12 @@ impl From<LogError> for LedgerError {
     }
 }
 
+/// Whether a log was begun in `dir`, whatever became of its head.
+fn committed(place: &Place, dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join("tree-state");
+    place.files.exists(&path).map_err(|source| StoreError::Io { path, source })
+}
+
 fn held(first: &Option<u64>, last: &Option<u64>) -> String {
     match (first, last) {
         (Some(first), Some(last)) if first != last => format!("it holds {first} to {last}"),
@@ -195,6 +203,10 @@ impl Ledger {
         let place = Place::new(files, root);
         let no_ledger = || LedgerError::NoLedger { path: root.to_owned() };
         let open = |dir: &Path| match LogReader::open(place.files.clone(), dir) {
+            // A damaged ledger is one all the same, and `init` no way to mend it.
+            Err(LogError::Absent { path }) if committed(&place, dir)? => {
+                Err(LedgerError::NoHead { path })
+            }
             Err(LogError::Absent { .. }) => Err(no_ledger()),
             opened => Ok(opened?),
         };
