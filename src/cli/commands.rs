@@ -25,7 +25,7 @@ use crate::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::RoundsEntry,
+        record::{MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -36,6 +36,7 @@ use super::{
     MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
     exit::CliError,
     output::{print, size},
+    submit,
 };
 
 /// Largest peers file that is read.
@@ -86,6 +87,10 @@ struct InitDocument {
 }
 
 pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
+    let miners = match &args.miners {
+        Some(path) => MinersPolicy::Hotkeys(submit::hotkeys(path)?),
+        None => MinersPolicy::Listed,
+    };
     let options = InitOptions {
         run: args.run.clone(),
         origin: args.origin.clone().unwrap_or_else(|| args.run.clone()),
@@ -93,6 +98,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         select: args.select.as_deref(),
         rule: SparseMeanSgd::from(args),
         frozen: args.frozen,
+        miners,
         key_file: args.key.log_key_file.as_deref(),
     };
     let report = make_ledger(&args.ledger, &options, progress)?;

@@ -150,8 +150,10 @@ pub struct ForeignDelta {
     pub window: Option<i64>,
     /// The miner's own count of steps.
     pub global_step: Option<i64>,
-    /// The first tensor, in file order, that cannot be read.
+    /// Of the tensors that cannot be read the first by its refusal's code, then by name.
     pub fault: Option<PartFault>,
+    /// All of them.
+    pub unreadable: BTreeSet<Arc<str>>,
 }
 
 /// A tensor of a delta that cannot be read.
@@ -422,9 +424,13 @@ fn add_part(
             }
         }
     }
-    if let (None, Some(error)) = (&delta.fault, fault) {
-        delta.fault = Some(PartFault { tensor: name, error });
+    let Some(error) = fault else { return };
+    let fault = PartFault { tensor: name.clone(), error };
+    let key = |f: &PartFault| (f.refusal().map(|refusal| refusal.code), f.tensor.clone());
+    if delta.fault.as_ref().is_none_or(|first| key(&fault) < key(first)) {
+        delta.fault = Some(fault);
     }
+    delta.unreadable.insert(name);
 }
 
 fn uids(pickle: &Pickle, list: Value, what: &'static str) -> Result<Vec<u16>, TemplarError> {

@@ -139,7 +139,7 @@ fn unread(error: &TemplarError) -> AdmitError {
 
 /// The faults found so far; the first by code, then by tensor.
 #[derive(Default)]
-struct Faults(Option<Refusal>);
+pub(super) struct Faults(Option<Refusal>);
 
 impl Faults {
     /// A fault in reading a tensor; an I/O error is ours and ends the admission.
@@ -149,14 +149,15 @@ impl Faults {
         Ok(())
     }
 
-    fn note(&mut self, fault: Refusal) {
-        // Tensors come in manifest order, so an equal code found later is a later tensor's.
-        if self.0.as_ref().is_none_or(|first| fault.code < first.code) {
+    pub(super) fn note(&mut self, fault: Refusal) {
+        // Manifest order is by name; what is said of no tensor says less.
+        let key = |fault: &Refusal| (fault.code, fault.tensor.is_none(), fault.tensor.clone());
+        if self.0.as_ref().is_none_or(|first| key(&fault) < key(first)) {
             self.0 = Some(fault);
         }
     }
 
-    fn first(&self) -> Option<Refusal> {
+    pub(super) fn first(&self) -> Option<Refusal> {
         self.0.clone()
     }
 }
@@ -196,7 +197,7 @@ impl<'a> Reading<'a> {
             self.faults
                 .note(refusal.ok_or_else(|| AdmitError::Read(std::io::Error::other("part")))?);
         }
-        let faulty = |name: &str| delta.fault.as_ref().is_some_and(|f| &*f.tensor == name);
+        let faulty = |name: &str| delta.unreadable.contains(name);
         let mut all = Vec::with_capacity(layout.tensors.len());
         for tensor in layout.tensors.iter().filter(|tensor| !faulty(&tensor.name)) {
             match tensor_parts(tensor, delta.parts.get(tensor.name.as_str())) {
@@ -242,9 +243,11 @@ impl<'a> Reading<'a> {
         let mut hasher = PieceHasher::new();
         let mut first_block = 0;
         let block_bytes = small(tensor.index_bytes_per_block());
-        let mut fault = None;
+        let mut fault: Option<Refusal> = None;
         self.stream((&tensor.name, part.idxs), block_bytes, &mut |blocks| {
-            fault = fault.take().or_else(|| index_fault(tensor, blocks, first_block));
+            let later = index_fault(tensor, blocks, first_block);
+            // Of one tensor the first by code, then by block.
+            fault = [fault.take(), later].into_iter().flatten().min_by_key(|fault| fault.code);
             first_block += (blocks.len() / block_bytes) as u64;
             hasher.update(blocks);
             rows.write_index(blocks).map_err(StoreError::from)
@@ -349,7 +352,7 @@ impl<'a> Reading<'a> {
 }
 
 /// A size that the layout bounds.
-fn small(n: u64) -> usize {
+pub(super) fn small(n: u64) -> usize {
     usize::try_from(n).expect("a block's sizes fit in memory")
 }
 
@@ -401,7 +404,11 @@ fn block_shape(tensor: &TensorLayout) -> Vec<u64> {
     if tensor.rank == 1 { vec![columns] } else { vec![grid.rows / grid.block_rows, columns] }
 }
 
-fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option<Refusal> {
+pub(super) fn index_fault(
+    tensor: &TensorLayout,
+    blocks: &[u8],
+    first_block: u64,
+) -> Option<Refusal> {
     let block_len = small(tensor.grid.block_elements());
     let count = blocks.len() / small(tensor.index_bytes_per_block());
     if count == 0 {
@@ -418,14 +425,20 @@ fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option
     };
     let rows = [Contribution { index: blocks, code: &[], levels: &[] }];
     let name = Some(tensor.name.as_str());
+    let out_of_range = |block: u64, index: u16| {
+        let want = format!("an index below {block_len}");
+        let found = format!("{index} in block {}", first_block + block);
+        Some(Refusal::new(Code::IndexOutOfRange, name, want, found))
+    };
     match check::indices(&band, &rows) {
         Ok(()) => None,
-        Err(KernelError::IndexOutOfRange { block, index, .. }) => {
-            let want = format!("an index below {block_len}");
-            let found = format!("{index} in block {}", first_block + block);
-            Some(Refusal::new(Code::IndexOutOfRange, name, want, found))
-        }
+        Err(KernelError::IndexOutOfRange { block, index, .. }) => out_of_range(block, index),
         Err(KernelError::Repeated { block, index, first, entry, .. }) => {
+            // The kernel stops at a repeat; one out of range behind it comes first by its code.
+            let outside = |&(_, index): &(u64, u16)| usize::from(index) >= block_len;
+            if let Some((at, index)) = (0..).zip(codes::indices(blocks)).find(outside) {
+                return out_of_range(at / tensor.k, index);
+            }
             let found =
                 format!("{index} at entries {first} and {entry} of block {}", first_block + block);
             Some(Refusal::new(Code::DuplicateIndex, name, "each index once in a block", found))
@@ -440,7 +453,7 @@ fn code_refusal(tensor: &TensorLayout, first_block: u64, error: &KernelError) ->
     Refusal::new(Code::CodeOutOfRange, Some(&tensor.name), want, found)
 }
 
-fn book_refusal(name: &str, error: &BookError) -> Refusal {
+pub(super) fn book_refusal(name: &str, error: &BookError) -> Refusal {
     let (code, want) = match error {
         BookError::Lookup { .. } | BookError::Shift { .. } => {
             (Code::NonFinite, "finite lookup and shift")
@@ -451,20 +464,20 @@ fn book_refusal(name: &str, error: &BookError) -> Refusal {
 }
 
 /// A delta that is written but not in its place.
-struct Stored {
-    dir: PathBuf,
+pub(super) struct Stored {
+    pub(super) dir: PathBuf,
     /// Per tensor: book, code, index, the order of [`DeltaGroup::ALL`].
-    pieces: Vec<[Pieces; 3]>,
+    pub(super) pieces: Vec<[Pieces; 3]>,
 }
 
 impl Stored {
-    fn abandon(&self, place: &Place) -> Result<(), StoreError> {
+    pub(super) fn abandon(&self, place: &Place) -> Result<(), StoreError> {
         let io = |source| StoreError::Io { path: self.dir.clone(), source };
         place.files.remove_dir_all(&self.dir).map_err(io)
     }
 
     /// Moves segments, then hashes, to their places.
-    fn commit(self, place: &Place, layout: &Layout) -> Result<ManifestId, StoreError> {
+    pub(super) fn commit(self, place: &Place, layout: &Layout) -> Result<ManifestId, StoreError> {
         let artifact = |group: DeltaGroup, at: usize| &self.pieces[at][group as usize];
         let root = |group, at| -> Digest { artifact(group, at).artifact.root };
         let manifest = layout.delta_manifest(root).expect("a layout's artifacts fit a manifest");

@@ -1,6 +1,7 @@
 //! What follows about a round from the logs alone, and the first thing in it that does not.
 
 use crate::{
+    codec::statement::StatementError,
     intake::dispose::{Expected, accepted, dispose},
     seal::{Disposed, dispositions_id},
     types::{
@@ -11,7 +12,7 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, Sealed};
+use super::{Ledger, LedgerError, Sealed, submit::statement_of};
 
 /// The first thing that does not follow: two values that should be one.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,8 @@ pub enum Disagreement {
     Dispositions { round: u64, expected: DispositionsId, found: DispositionsId },
     #[error("round {round}: entry {entry} of the stored dispositions is not the derived one")]
     StoredDisposition { round: u64, entry: usize },
+    #[error("round {round}: submission {index}: {source}")]
+    Signature { round: u64, index: u64, source: StatementError },
     #[error("round {round}: {accepted} miners are accepted, more than {ACCEPTED_MAX}")]
     TooMany { round: u64, accepted: usize },
     #[error("round {round}: nobody was accepted, but the record changes the state")]
@@ -62,6 +65,8 @@ pub enum Disagreement {
     Skipped { round: u64, tensor: String, expected: Option<u64>, found: Option<u64> },
     #[error("round {round}: element {element} of {tensor} becomes NaN or infinite")]
     NonFinite { round: u64, tensor: String, element: u64 },
+    #[error("round {round}: tensor {tensor} stands in the record's skipped ones out of order")]
+    SkippedOrder { round: u64, tensor: u64 },
     #[error("round {round}: the record skips tensor {tensor}, which its rule does not fold")]
     SkippedUnknown { round: u64, tensor: u64 },
 }
@@ -81,7 +86,7 @@ pub struct CheckedRound {
 
 /// Checks the record at `position` against the records before it and the submissions log.
 ///
-/// Chain, base, rule, window, the submissions' root, and every disposition derived again. The fold
+/// Chain, base, rule, order of what was skipped, window, the submissions' root, and every disposition derived again. The fold
 /// itself is for [`super::replay`].
 ///
 /// # Errors
@@ -109,6 +114,10 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
     if record.rule != ledger.genesis().rule {
         return Err(Disagreement::Rule { round }.into());
     }
+    // Each once and ascending, or one round would have several records.
+    if let Some(pair) = record.skipped.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
+        return Err(Disagreement::SkippedOrder { round, tensor: pair[1].tensor }.into());
+    }
     let window = record.submissions;
     if window.start != start || window.end < start || window.end > ledger.submissions_log().size() {
         let (start, end) = (window.start, window.end);
@@ -119,7 +128,15 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
         let (end, found) = (window.end, window.root_at_end);
         return Err(Disagreement::WindowRoot { round, end, expected, found }.into());
     }
-    let checked = derive(ledger, record, ledger.submissions(window.start..window.end)?);
+    let submissions = ledger.submissions(window.start..window.end)?;
+    for (index, submission) in &submissions {
+        if let Submission::Signed(signed) = submission {
+            statement_of(ledger.run_id(), signed)
+                .verify(&signed.signature.0)
+                .map_err(|source| Disagreement::Signature { round, index: *index, source })?;
+        }
+    }
+    let checked = derive(ledger, record, submissions);
     let (expected, found) = (dispositions_id(&checked.disposed.dispositions), record.dispositions);
     if expected != found {
         return Err(Disagreement::Dispositions { round, expected, found }.into());

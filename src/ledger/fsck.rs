@@ -21,7 +21,7 @@ use crate::{
 
 use super::{
     Ledger, LedgerError, check,
-    replay::{ReplayOptions, replay},
+    replay::{ReplayOptions, replay, stored_plan},
     seal::FoldOptions,
     thread_pool,
 };
@@ -101,6 +101,8 @@ fn checkpoints(
                 checkpoint.tensor(position)?.verify_to_end(progress)?;
                 report.bytes += descriptor.bytes;
             } else {
+                // Shared with another state; this one has digests of its own.
+                checkpoint.digests(position)?;
                 progress.advance(descriptor.bytes);
             }
         }
@@ -126,7 +128,7 @@ fn deltas(
     };
     let bytes = |(_, s): &(u64, Submission)| kept(s).map_or(0, |id| id.bytes);
     progress.begin("fsck deltas", submissions.iter().map(bytes).sum());
-    let mut seen = BTreeSet::new();
+    let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, submission) in &submissions {
         if let Some(id) = kept(submission).filter(|id| seen.insert(id.root)) {
             hash_delta(ledger, &layout, id, progress)?;
@@ -135,7 +137,7 @@ fn deltas(
         }
         if let Submission::Fetched(fetched @ Fetched { outcome: Outcome::Refused(_), .. }) =
             submission
-            && seen.insert(fetched.source_sha256)
+            && refused.insert((fetched.round, fetched.source_sha256))
         {
             let (round, digest) = (fetched.round, fetched.source_sha256);
             let (files, root) = (&*ledger.place().files, &ledger.place().root);
@@ -165,8 +167,9 @@ fn hash_delta(
     Ok(())
 }
 
-/// Derives every record again and compares what is stored of its dispositions.
+/// Derives every record again and compares what is stored of its dispositions; hashes its plan.
 fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
+    let layout = ledger.layout()?;
     for (position, sealed) in ledger.sealed().iter().enumerate() {
         let checked = check::check_round(ledger, position)?;
         let (files, root) = (&*ledger.place().files, &ledger.place().root);
@@ -178,6 +181,8 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
             let round = sealed.record.round;
             return Err(check::Disagreement::StoredDisposition { round, entry }.into());
         }
+        stored_plan(ledger, &layout, &sealed.record, checked.deltas.len())?;
+        report.bytes += sealed.record.plan.bytes;
         report.rounds += 1;
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use gradledger_kernels::sha256::Sha256;
@@ -17,8 +17,13 @@ use crate::{
     import::{
         source::{FileSource, Source},
         templar::{AggregatorFile, GradientFile, TemplarError},
+        torch::TorchError,
+        zip::{Archive, Verified},
     },
-    intake::admit::{Admission, Expected, Opened, admit},
+    intake::{
+        admit::{Admission, Expected, Opened, admit},
+        dispose,
+    },
     store::{StoreError, open_round::OpenRound, quarantine},
     types::{
         digest::Digest,
@@ -26,6 +31,7 @@ use crate::{
         manifest::ManifestId,
         progress::Progress,
         record::ACCEPTED_MAX,
+        refusal::Code,
         rule::SparseMeanSgd,
         submission::{Fetched, Miner, Outcome, Submission},
     },
@@ -138,7 +144,8 @@ pub fn import_templar(
     open.save(writer.ledger().place())?;
     progress.begin("import", import.source_bytes()?);
     let (listed, reserve) = (import.peers.listed.clone(), import.peers.reserve.clone());
-    let good = import.take(writer, &listed, progress)?;
+    import.take(writer, &listed, progress)?;
+    let good = good_listed(writer.ledger(), &open)?;
     let missing = listed.len() - good.len();
     let taken: Vec<u16> =
         reserve.iter().copied().filter(|uid| !good.contains(uid)).take(missing).collect();
@@ -150,14 +157,32 @@ pub fn import_templar(
     Ok(import.report(writer))
 }
 
+/// The listed miners whose deltas will count: what the seal will say, so that both take the same
+/// reserves.
+fn good_listed(ledger: &Ledger, open: &OpenRound) -> Result<BTreeSet<u16>, LedgerError> {
+    let window = ledger.window_start()..ledger.submissions_log().size();
+    let expected = dispose::Expected {
+        round: open.round,
+        base: ledger.newest(),
+        listed: &open.listed,
+        reserve: &open.reserve,
+        dialect: ledger.rule().dialect,
+    };
+    let dispositions = dispose::dispose(expected, &ledger.submissions(window)?);
+    let accepted = dispose::accepted(&dispositions).into_iter().map(|(_, _, miner)| miner);
+    Ok(accepted.filter(|m| open.listed.contains(m)).filter_map(|m| m.uid()).collect())
+}
+
 /// Only one round is open at a time, and rounds only go up.
 fn may_open(ledger: &Ledger, round: u64) -> Result<(), LedgerError> {
     if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
         return Err(LedgerError::RoundOrder { round, last });
     }
-    let submissions = ledger.submissions_log().size() - ledger.window_start();
-    let open = OpenRound::load(ledger.place())?.map(|open| open.round);
-    match open.filter(|&open| open != round && submissions > 0) {
+    // The log says which round is open; the file that says so too may be lost.
+    let window = ledger.window_start()..ledger.submissions_log().size();
+    let submissions = window.end - window.start;
+    let stated = ledger.submissions(window)?;
+    match stated.iter().map(|(_, s)| s.round()).find(|&open| open != round) {
         Some(open) => Err(LedgerError::RoundOpen { round, open, submissions }),
         None => Ok(()),
     }
@@ -176,6 +201,8 @@ struct Import {
     /// Statements of the open window: what a killed import of the same files had done already.
     stated: Vec<(u64, Fetched)>,
     files: Vec<ImportedFile>,
+    /// Held while a file goes to quarantine: two miners may send the same bytes.
+    quarantine: Mutex<()>,
 }
 
 /// The file of all miners, hashed once.
@@ -237,6 +264,7 @@ impl Import {
             others,
             stated: ledger.submissions(window)?.into_iter().filter_map(fetched).collect(),
             files: Vec::new(),
+            quarantine: Mutex::new(()),
         })
     }
 
@@ -248,30 +276,26 @@ impl Import {
         }
     }
 
-    /// Reads the files of `uids` and states each; gives those whose delta is good.
+    /// Reads the files of `uids` and states each.
     fn take(
         &mut self,
         writer: &mut LedgerWriter,
         uids: &[u16],
         progress: &dyn Progress,
-    ) -> Result<BTreeSet<u16>, LedgerError> {
+    ) -> Result<(), LedgerError> {
         let mut present: Vec<u16> =
             uids.iter().copied().filter(|uid| self.found.contains_key(uid)).collect();
         present.sort_unstable();
-        let mut good = BTreeSet::new();
         // A few at a time, so that a killed import has stated what it had read.
         for uids in present.chunks(rayon::current_num_threads()) {
             let place = writer.ledger().place();
             let read = |&uid: &u16| self.read(place, uid, progress);
             let fetched = uids.par_iter().map(read).collect::<Result<Vec<_>, LedgerError>>()?;
             for fetched in fetched {
-                if matches!(fetched.outcome, Outcome::Delta(_)) {
-                    good.insert(fetched.uid);
-                }
                 self.state(writer, fetched)?;
             }
         }
-        Ok(good)
+        Ok(())
     }
 
     /// States the files of `uids` by their hash alone.
@@ -311,7 +335,8 @@ impl Import {
         let opened = match &self.aggregator {
             Some(aggregator) => Ok(aggregator.opened(uid)),
             None => {
-                gradient = GradientFile::open(source.clone());
+                gradient = GradientFile::open(source.clone())
+                    .map_err(|error| crc_comes_first(&source, error));
                 gradient.as_ref().map(|file| {
                     let (archive, delta) = (file.archive(), file.delta());
                     Opened { archive, delta, alone: true }
@@ -324,6 +349,7 @@ impl Import {
             Admission::Refused(refusal) => {
                 let (files, digest) = (&*place.files, statement.source_sha256);
                 let mut bytes = Sequential { source: &*source, at: 0 };
+                let _one = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
                 quarantine::keep(files, &place.root, self.round, &mut bytes, digest, &found.file)
                     .map_err(StoreError::from)?;
                 Outcome::Refused(refusal)
@@ -472,6 +498,16 @@ fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Pee
     let (mut listed, reserve) = (listed.to_vec(), reserve.to_vec());
     listed.extend(file.skipped().iter().copied().filter(|uid| !uids.contains(uid)));
     Ok((Aggregator { file, sha256 }, found, Peers { listed, reserve }))
+}
+
+/// A file whose pickle is refused may be damaged elsewhere: then that is its first fault.
+fn crc_comes_first(source: &Arc<dyn Source>, error: TemplarError) -> TemplarError {
+    if error.refusal().is_none_or(|refusal| refusal.code <= Code::CrcMismatch) {
+        return error;
+    }
+    let checked = Archive::open(source.clone())
+        .and_then(|archive| archive.verify_rest(&mut Verified::none(archive.entries().len())));
+    checked.map_or_else(|found| TorchError::from(found).into(), |()| error)
 }
 
 /// A source read front to back.

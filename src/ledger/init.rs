@@ -54,6 +54,8 @@ pub struct InitOptions<'a> {
     pub rule: SparseMeanSgd,
     /// Records tensors that the rule cannot take instead of refusing them.
     pub frozen: bool,
+    /// Who may submit.
+    pub miners: MinersPolicy,
     /// Where the log key lies or is made, if not in the ledger.
     pub key_file: Option<&'a Path>,
 }
@@ -80,6 +82,14 @@ pub enum InitError {
     Nothing {
         /// What was not selected.
         left_out: Vec<String>,
+    },
+    /// A directory with other things in it.
+    #[error("{path} holds {name:?}, which is not of a ledger; give a new or an empty directory")]
+    Occupied {
+        /// The directory.
+        path: PathBuf,
+        /// One of them.
+        name: PathBuf,
     },
     /// A run's name or origin is not one.
     #[error("{what} {found:?} is not 1 to 128 printable characters without spaces or '+'")]
@@ -155,13 +165,10 @@ pub fn init_in(
     let place = Place::new(files.clone(), root);
     let at = |source| StoreError::Io { path: root.to_owned(), source };
     files.create_dir_all(root).map_err(at)?;
+    check_absent(&place)?;
+    check_unoccupied(&place)?;
     let lock = WriterLock::acquire(root)?;
-    match LogReader::open(files.clone(), &place.rounds_log()) {
-        Err(LogError::Absent { .. }) => {}
-        Ok(log) if log.size() == 0 => {}
-        Ok(_) => return Err(LedgerError::Exists { path: root.to_owned() }),
-        Err(error) => return Err(error.into()),
-    }
+    check_absent(&place)?; // Another init may have been faster.
     super::writer::empty_tmp(&place)?;
     progress.begin("init", checkpoint.tensors().iter().map(TensorSpec::bytes).sum());
     let model = store_state(&place, &checkpoint, &states, progress)?;
@@ -170,6 +177,42 @@ pub fn init_in(
     drop(lock);
     let ledger = Ledger::open_in(files, root)?;
     Ok(InitReport { ledger, frozen, left_out: checkpoint.left_out().to_vec() })
+}
+
+/// That the directory is no ledger yet.
+fn check_absent(place: &Place) -> Result<(), LedgerError> {
+    match LogReader::open(place.files.clone(), &place.rounds_log()) {
+        Err(LogError::Absent { .. }) => Ok(()),
+        Ok(log) if log.size() == 0 => Ok(()),
+        Ok(_) => Err(LedgerError::Exists { path: place.root.clone() }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// What lies in a ledger's directory. A key may be put there before `init`.
+const OURS: [&str; 8] =
+    ["lock", "tmp", "segments", "hashes", "keys", "log", "quarantine", "open-round.json"];
+
+/// That nothing of the user's is in the directory: what lies in `tmp` will be removed.
+fn check_unoccupied(place: &Place) -> Result<(), LedgerError> {
+    let at = |path: &Path| {
+        let path = path.to_owned();
+        |source| StoreError::Io { path, source }
+    };
+    let root = &place.root;
+    let names = place.files.list(root).map_err(at(root))?;
+    let ours = |name: &&PathBuf| !OURS.iter().any(|ours| name.as_os_str() == *ours);
+    let mut foreign = names.iter().find(ours).cloned();
+    // A ledger's `tmp` comes after its lock.
+    let tmp = place.tmp();
+    if !WriterLock::exists(root) && place.files.exists(&tmp).map_err(at(&tmp))? {
+        let names = place.files.list(&tmp).map_err(at(&tmp))?;
+        foreign = foreign.or(names.first().map(|name| Path::new("tmp").join(name)));
+    }
+    match foreign {
+        Some(name) => Err(InitError::Occupied { path: root.clone(), name }.into()),
+        None => Ok(()),
+    }
 }
 
 /// A word that can stand in an origin and in a terminal.
@@ -291,15 +334,24 @@ fn start_logs(
         model,
         rule: Rule::SparseMeanSgd(options.rule.clone()),
         log_keys,
-        miners: MinersPolicy::Listed,
+        miners: options.miners.clone(),
         netuid: None,
         chain_genesis: None,
         anchor_hotkey: None,
     };
     let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
     open_log(place, place.submissions_log(), submissions)?;
-    open_log(place, place.rounds_log(), rounds)?.append(&[entry])?;
-    Ok(())
+    let mut rounds = open_log(place, place.rounds_log(), rounds)?;
+    if rounds.size() == 0 {
+        rounds.append(&[entry])?;
+        return Ok(());
+    }
+    // A genesis was committed and only its head not published, which opening the log made good.
+    let log = LogReader::open(place.files.clone(), &place.rounds_log())?;
+    if rounds.size() == 1 && log.entry(0)? == entry {
+        return Ok(());
+    }
+    Err(LedgerError::Exists { path: place.root.clone() })
 }
 
 /// A new log, or the one that a killed init left.

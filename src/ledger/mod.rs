@@ -15,10 +15,11 @@ pub mod init;
 pub mod replay;
 pub mod seal;
 pub mod show;
+pub mod submit;
 pub mod writer;
 
 use crate::{
-    codec::layout::Layout,
+    codec::{layout::Layout, statement::StatementError},
     export::ExportError,
     fold::FoldError,
     import::checkpoint::ImportError,
@@ -31,15 +32,16 @@ use crate::{
         files::{Disk, Files},
         lock::LockError,
         log::{LogError, LogReader},
+        open_round::OpenRound,
         place::Place,
     },
     types::{
         digest::Digest,
         json,
         manifest::{ManifestError, ManifestId},
-        record::{Genesis, RoundRecord, RoundsEntry},
+        record::{Genesis, MinersPolicy, RoundRecord, RoundsEntry},
         rule::{Rule, RuleError, SparseMeanSgd},
-        submission::Submission,
+        submission::{Miner, Submission},
         tensor::TensorError,
     },
 };
@@ -53,6 +55,8 @@ pub enum LedgerError {
         "{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one"
     )]
     NoLedger { path: PathBuf },
+    #[error("{path} is missing: the signed head of a log that is there. Bring it back from a copy")]
+    NoHead { path: PathBuf },
     #[error("{path} is a ledger already; give another directory")]
     Exists { path: PathBuf },
     #[error(transparent)]
@@ -71,6 +75,8 @@ pub enum LedgerError {
     Export(#[from] ExportError),
     #[error(transparent)]
     Note(#[from] KeyError),
+    #[error(transparent)]
+    Statement(#[from] StatementError),
     #[error(transparent)]
     Rule(#[from] RuleError),
     #[error(transparent)]
@@ -106,6 +112,10 @@ pub enum LedgerError {
     NoTensor { name: String },
     #[error("the record of round {round} would take {bytes} bytes, more than a log entry holds")]
     RecordBytes { round: u64, bytes: usize },
+    #[error("the thread that appends submissions has ended")]
+    SubmitterGone,
+    #[error("the submission was not appended: {reason}")]
+    Submit { reason: String },
     #[error("making {threads} threads: {source}")]
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
 }
@@ -120,6 +130,12 @@ impl From<LogError> for LedgerError {
     fn from(error: LogError) -> Self {
         Self::Store(error.into())
     }
+}
+
+/// Whether a log was begun in `dir`, whatever became of its head.
+fn committed(place: &Place, dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join("tree-state");
+    place.files.exists(&path).map_err(|source| StoreError::Io { path, source })
 }
 
 fn held(first: &Option<u64>, last: &Option<u64>) -> String {
@@ -187,6 +203,10 @@ impl Ledger {
         let place = Place::new(files, root);
         let no_ledger = || LedgerError::NoLedger { path: root.to_owned() };
         let open = |dir: &Path| match LogReader::open(place.files.clone(), dir) {
+            // A damaged ledger is one all the same, and `init` no way to mend it.
+            Err(LogError::Absent { path }) if committed(&place, dir)? => {
+                Err(LedgerError::NoHead { path })
+            }
             Err(LogError::Absent { .. }) => Err(no_ledger()),
             opened => Ok(opened?),
         };
@@ -302,6 +322,26 @@ impl Ledger {
     /// [`StoreError`] if its manifest is missing or not `id`'s.
     pub fn checkpoint(&self, id: ManifestId) -> Result<StoredCheckpoint, StoreError> {
         StoredCheckpoint::open(&self.place, id)
+    }
+
+    /// Takes up what was appended to the submissions log.
+    fn refresh_submissions(&mut self) -> Result<(), LedgerError> {
+        self.submissions =
+            LogReader::open(self.place.files.clone(), &self.place.submissions_log())?;
+        Ok(())
+    }
+
+    /// Who is expected in `round`, and who takes the places of the missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::RoundNotOpen`] if nobody has said so for this round.
+    pub fn expected_miners(&self, round: u64) -> Result<(Vec<Miner>, Vec<Miner>), LedgerError> {
+        if let MinersPolicy::Hotkeys(keys) = &self.genesis.miners {
+            return Ok((keys.iter().copied().map(Miner::Hotkey).collect(), Vec::new()));
+        }
+        let open = OpenRound::load(&self.place)?.filter(|open| open.round == round);
+        open.map(|open| (open.listed, open.reserve)).ok_or(LedgerError::RoundNotOpen { round })
     }
 
     /// The fold rule's parameters.

@@ -243,7 +243,8 @@ fn first_row_that_differs(
     row.map_or_else(String::new, text)
 }
 
-fn stored_plan(
+/// The plan as it is stored, compared with the record's root.
+pub(super) fn stored_plan(
     ledger: &Ledger,
     layout: &Layout,
     record: &RoundRecord,

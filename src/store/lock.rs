@@ -40,6 +40,11 @@ pub enum LockError {
 }
 
 impl WriterLock {
+    /// Whether `dir` ever had a writer.
+    pub fn exists(dir: &Path) -> bool {
+        dir.join(NAME).exists()
+    }
+
     /// Takes the lock of the ledger in `dir`, without waiting.
     ///
     /// # Errors

@@ -1,9 +1,11 @@
 //! What the tests of several files share.
 #![allow(dead_code)] // Each test file uses a part.
 
-pub mod memfs;
-
 use std::path::PathBuf;
+
+pub mod gradient;
+pub mod memfs;
+pub mod model;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {

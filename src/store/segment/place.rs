@@ -69,8 +69,12 @@ pub fn commit_dir(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> i
     make_parents(files, ledger, to)?;
     if files.exists(to)? {
         files.remove_dir_all(from)?;
-    } else {
-        files.rename(from, to)?;
+    } else if let Err(error) = files.rename(from, to) {
+        // Two threads may bring the same content; the later one finds the place taken.
+        if !files.exists(to)? {
+            return Err(error);
+        }
+        files.remove_dir_all(from)?;
     }
     sync_parents(files, ledger, to)
 }
