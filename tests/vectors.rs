@@ -17,6 +17,7 @@ use std::{
 use gradledger::{
     codec::book::Book,
     intake::dispose::{Expected, dispose},
+    ledger::submit::Receipt,
     merkle::{
         head::TreeHead,
         manifest::manifest_id,
@@ -575,6 +576,34 @@ fn a_tree_head_is_signed_so() {
     assert_eq!(TreeHead::open(note.as_bytes(), &vkey).unwrap(), tree_head());
     let other = note.replacen("\n3\n", "\n4\n", 1);
     assert!(TreeHead::open(other.as_bytes(), &vkey).is_err());
+}
+
+#[test]
+fn a_receipt_proves_a_submission_and_no_other() {
+    let text = fs::read_to_string(place_of("receipt.json")).unwrap();
+    let receipt: Receipt = serde_json::from_str(&text).unwrap();
+    assert_eq!(serde_json::to_string_pretty(&receipt).unwrap(), text);
+    let (key, other) = (log_key("submissions"), log_key("rounds"));
+    let signed = receipt.verify(key.verifier()).unwrap();
+    assert_eq!((signed.round, signed.refused), (812, None));
+    let refused = |name: &str, changed: Receipt| {
+        let error = format!("{:?}", changed.verify(key.verifier()).unwrap_err());
+        assert!(error.starts_with(name), "{name}: {error}");
+    };
+    let with = |change: &dyn Fn(&mut Receipt)| {
+        let mut changed = receipt.clone();
+        change(&mut changed);
+        changed
+    };
+    assert!(receipt.verify(other.verifier()).is_err());
+    refused("Head", with(&|r| r.head = r.head.replacen("\n3\n", "\n4\n", 1)));
+    refused("Inclusion", with(&|r| r.index = 0));
+    refused("Inclusion", with(&|r| r.proof.truncate(1)));
+    refused("Inclusion", with(&|r| r.entry = r.entry.replace("812", "813")));
+    refused("Signature", with(&|r| r.run_id = all(0)));
+    refused("Statement", with(&|r| r.statement = all(0)));
+    let other_field = text.replacen('{', "{\"x\":1,", 1);
+    assert!(serde_json::from_str::<Receipt>(&other_field).is_err());
 }
 
 #[test]

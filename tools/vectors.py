@@ -250,6 +250,7 @@ def records():
     }
     anchored = genesis | {
         "netuid": 3, "chain_genesis": HASH["c"], "anchor_hotkey": HASH["e"],
+        "miners": {"hotkeys": [HASH["e"], HASH["2"]]},
         "rule": RULE | {"dialect": "native", "mean": "all", "norm": "histogram-f64", "bins": 256},
     }
     round_record = {
@@ -728,6 +729,27 @@ def dispositions():
                "id": {"count": len(found), "root": root}}
 
 
+def receipt():
+    """Of the first statement in statement.jsonl, at index 1 of 3."""
+    signed = json.loads((OUT / "statement.jsonl").read_text().splitlines()[0])
+    entry = canonical({
+        "kind": "signed", "round": signed["round"], "base": signed["base"], "hotkey": signed["hotkey"], "refused": None,
+        "delta": {"bytes": signed["delta_bytes"], "count": 3, "root": signed["delta"]}, "signature": signed["signature"],
+    })
+    leaves = [leaf(b"first"), leaf(entry), leaf(b"third")]
+    return {
+        "version": 1, "run_id": signed["run"], "statement": signed["id"], "index": 1, "entry": entry.decode(),
+        "proof": [leaves[0].hex(), leaves[2].hex()], "head": head_note(ORIGIN + "/submissions", 3, tree(leaves)),
+    }
+
+
+def head_note(origin, size, root):
+    key, public = public_key()
+    body = f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n"
+    signature = base64.b64encode(key_id(origin, public) + key.sign(body.encode())).decode()
+    return f"{body}\n\u2014 {origin} {signature}\n"
+
+
 def hashes():
     long, short = bytes(65536) + b"\x01", b"\x02"
     parts = []
@@ -778,15 +800,12 @@ def main():
     lines("dispositions.jsonl", dispositions())
     lines("hashes.jsonl", hashes())
     lines("places.jsonl", places())
-    key, public = public_key()
-    rounds = ORIGIN + "/rounds"
-    root = sha256(b"vectors")
+    rounds, root = ORIGIN + "/rounds", sha256(b"vectors")
     write("keys/log.key", b"gradledger-log-key/1 " + base64.b64encode(SEED) + b"\n")
     write("keys/log.key.heads", canonical({
         rounds: {"root": root.hex(), "size": 3}, ORIGIN + "/submissions": {"root": sha256(b"").hex(), "size": 0}}))
-    body = f"{rounds}\n3\n{base64.b64encode(root).decode()}\n"
-    signature = base64.b64encode(key_id(rounds, public) + key.sign(body.encode())).decode()
-    write("tree-head.note", f"{body}\n\u2014 {rounds} {signature}\n".encode())
+    write("tree-head.note", head_note(rounds, 3, root).encode())
+    write("receipt.json", json.dumps(receipt(), indent=2, ensure_ascii=False).encode())
     write("open-round.json", canonical({"round": 62840, "listed": [7, 3, 41], "reserve": [200, HASH["4"]]}))
 
 
