@@ -5,7 +5,7 @@
 mod common;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ops::Range,
     path::{Path, PathBuf},
     sync::Arc,
@@ -18,6 +18,8 @@ use common::{
 use gradledger::{
     merkle::{
         head::TreeHead,
+        note::SignedNote,
+        tile::{bundles_of, tiles_of},
         tree::{verify_consistency, verify_inclusion},
     },
     store::{
@@ -234,15 +236,22 @@ struct Signed(BTreeMap<u64, Digest>);
 
 impl Signed {
     fn see(&mut self, note: &[u8]) {
-        let note = gradledger::merkle::note::SignedNote::parse(note).unwrap();
+        let note = SignedNote::parse(note).unwrap();
         let head = TreeHead::parse(note.text()).unwrap();
         let before = *self.0.entry(head.size).or_insert(head.root);
         assert_eq!(before, head.root, "two heads of {} entries", head.size);
     }
 
+    /// Also, that the record beside the key knows of all that was signed.
     fn see_published(&mut self, fs: &MemFs) {
         if let Ok(log) = reader(fs) {
             self.see(log.note());
+        }
+        let guard = HeadGuard::open(fs.handle(), Path::new(KEY)).unwrap();
+        let recorded = guard.signed(ORIGIN).unwrap();
+        let newest = self.0.last_key_value().map(|(size, root)| (*size, *root));
+        if let Some(newest) = newest.filter(|(size, _)| *size >= recorded.size) {
+            assert_eq!(newest, (recorded.size, recorded.root), "signed and not recorded");
         }
     }
 }
@@ -281,14 +290,30 @@ fn check_survivor(fs: &MemFs, acknowledged: &[Entry], all: &[Entry]) {
 
 /// Opens twice, appends something else than what was cut, and looks at all.
 fn check_goes_on(fs: &MemFs, signed: &mut Signed) {
-    drop(open(fs).unwrap());
+    let size = open(fs).unwrap().size();
     signed.see_published(fs);
+    signed.see_published(&fs.restart(Survival::Dropped));
+    check_only_needed(fs, size);
     let once = fs.files();
     let mut log = open(fs).unwrap();
     assert_eq!(fs.files(), once, "a second recovery changes something");
     log.append(&entries(0..2, "after the cut")).unwrap();
     signed.see(log.head());
     verify(&reader(fs).unwrap()).unwrap();
+    let lost = fs.restart(Survival::Dropped);
+    signed.see_published(&lost);
+    assert_eq!(open(&lost).unwrap().size(), size + 2);
+}
+
+/// Nothing is left in the log's directory but what a log of this size consists of.
+fn check_only_needed(fs: &MemFs, size: u64) {
+    let tiles = tiles_of(size).map(|id| id.to_string());
+    let bundles = bundles_of(size).map(|id| id.to_string());
+    let small = ["tree-state", "checkpoint"].map(str::to_owned);
+    let needed = tiles.chain(bundles).chain(small).map(|path| Path::new(DIR).join(path));
+    let needed: BTreeSet<PathBuf> = needed.collect();
+    let found = fs.files().into_keys().filter(|path| path.starts_with(DIR));
+    assert_eq!(found.collect::<BTreeSet<_>>(), needed);
 }
 
 #[test]
@@ -308,7 +333,10 @@ fn a_batch_survives_a_cut_after_any_call_whole_or_not_at_all() {
             let fs = fs.restart(survival);
             signed.see_published(&fs);
             check_survivor(&fs, &acknowledged, &all);
-            check_cut_recovery(&fs, &acknowledged, &all, &signed);
+            // Where the next process sees what is not durable, its own cut is the harder one.
+            if survival == Survival::Killed {
+                check_cut_recovery(&fs, &acknowledged, &all, &signed);
+            }
             drop(open(&fs).unwrap());
             check_survivor(&fs, &acknowledged, &all);
             check_goes_on(&fs, &mut signed);
@@ -323,7 +351,7 @@ fn check_cut_recovery(fs: &MemFs, acknowledged: &[Entry], all: &[Entry], signed:
     for cut in 0..whole.calls() {
         let fs = fs.fork(Some(Fault::CutAt(cut)));
         assert!(open(&fs).is_err());
-        for survival in Survival::ALL {
+        for survival in [Survival::Killed, Survival::Dropped] {
             let (fs, mut signed) = (fs.restart(survival), signed.clone());
             signed.see_published(&fs);
             drop(open(&fs).unwrap());
@@ -395,21 +423,9 @@ fn a_restored_backup_is_not_signed() {
     let fs = base.fork(None);
     append_two(&fs, &mut vec![], &mut Signed::default()).unwrap();
     // The log goes back; the key and its record stay.
-    let old = base.files();
-    for (path, bytes) in fs.files() {
-        if path.starts_with(DIR) {
-            match old.get(&path) {
-                Some(old) => fs.tamper(&path, |bytes| bytes.clone_from(old)),
-                None => drop((fs.remove(&path), bytes)),
-            }
-        }
-    }
-    for (path, bytes) in &old {
-        if !fs.exists(path).unwrap() {
-            fs.create_dir_all(path.parent().unwrap()).unwrap();
-            drop(fs.create(path).unwrap());
-            fs.tamper(path, |new| new.clone_from(bytes));
-        }
+    fs.remove_dir_all(Path::new(DIR)).unwrap();
+    for (path, bytes) in base.files().into_iter().filter(|(path, _)| path.starts_with(DIR)) {
+        fs.put(&path, bytes);
     }
     verify(&reader(&fs).unwrap()).unwrap();
     let refused = open(&fs).err().unwrap();
@@ -480,18 +496,31 @@ fn files_that_are_cut_missing_or_foreign_are_named() {
     for foreign in ["tile/0/note.txt", "tile/0/0", "tile/entries/000.p/256", "tile/readme"] {
         let fs = base.fork(None);
         let path = Path::new(DIR).join(foreign);
-        drop(fs.create(&path).unwrap());
+        fs.put(&path, vec![]);
         let named = reader(&fs).and_then(|log| verify(&log));
         assert!(matches!(named, Err(LogError::Foreign { path: found }) if found == path));
     }
 }
 
 #[test]
+fn a_wider_file_that_was_never_committed_does_not_stand_in_for_a_lost_one() {
+    let (base, _) = almost_full();
+    for (lost, wider) in
+        [("tile/0/000.p/254", "tile/0/000.p/255"), ("tile/entries/000.p/254", "tile/entries/000")]
+    {
+        let fs = base.fork(None);
+        let [lost, wider] = [lost, wider].map(|path| Path::new(DIR).join(path));
+        fs.put(&wider, fs.files()[&lost].clone());
+        fs.remove(&lost).unwrap();
+        assert!(matches!(open(&fs), Err(LogError::Missing { path }) if path == lost));
+    }
+}
+
+#[test]
 fn a_replaced_partial_file_that_differs_is_named() {
     let (fs, _) = almost_full();
-    let (narrow, bytes) = (Path::new(DIR).join("tile/0/000.p/2"), vec![7; 64]);
-    drop(fs.create(&narrow).unwrap());
-    fs.tamper(&narrow, |file| *file = bytes);
+    let narrow = Path::new(DIR).join("tile/0/000.p/2");
+    fs.put(&narrow, vec![7; 64]);
     let named = verify(&reader(&fs).unwrap());
     assert!(matches!(named, Err(LogError::Partial { path, at: 0, .. }) if path == narrow));
     // It is not read by anybody, so the writer removes it.
@@ -520,4 +549,51 @@ fn a_reader_keeps_reading_while_a_writer_appends() {
         }
         writer.join().unwrap();
     });
+}
+
+/// The files of a golden log, by their paths in it.
+fn golden_files(dir: &Path, below: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for name in Disk.list(&dir.join(below)).unwrap() {
+        let path = below.join(name);
+        match std::fs::read(dir.join(&path)) {
+            Ok(bytes) => drop(files.insert(path, bytes)),
+            Err(_) => golden_files(dir, &path, files),
+        }
+    }
+}
+
+/// Tessera's log, read at every size that it published; and its files, written by us.
+#[test]
+fn golden_log_of_tessera_is_read_and_written() {
+    let vkey = "example.com/log/testdata+33d7b496+AeHTu4Q3hEIMHNqc6fASMsq3rKNx280NI+oO5xCFkkSx";
+    let key = vkey.parse().unwrap();
+    let mut theirs = BTreeMap::new();
+    let dir = common::golden().join("merkle/public/tessera-log");
+    golden_files(&dir, Path::new(""), &mut theirs);
+    let open = |size: u64| {
+        let fs = MemFs::new();
+        for (path, bytes) in &theirs {
+            fs.put(&Path::new(DIR).join(path), bytes.clone());
+        }
+        let head = theirs[Path::new(&format!("checkpoint.{size}"))].clone();
+        fs.put(&Path::new(DIR).join("checkpoint"), head);
+        reader(&fs).unwrap()
+    };
+    let newest = open(15);
+    let all = read_all(&newest);
+    for size in 0..=15 {
+        let log = open(size);
+        log.verify_head(&key).unwrap();
+        assert_eq!(log.size(), size);
+        assert_eq!(read_all(&log), all[..size as usize]);
+        assert_eq!(newest.root_at(size).unwrap(), log.head().root);
+    }
+    let fs = MemFs::new();
+    let mut log = init(&fs).unwrap();
+    for (size, entry) in (1..).zip(&all) {
+        log.append(&[entry]).unwrap();
+        for path in [format!("tile/0/000.p/{size}"), format!("tile/entries/000.p/{size}")] {
+            assert_eq!(fs.files()[&Path::new(DIR).join(&path)], theirs[Path::new(&path)]);
+        }
+    }
 }

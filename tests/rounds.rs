@@ -338,6 +338,7 @@ fn an_interrupted_init_can_be_run_again() {
         select: None,
         rule: model.rule.clone(),
         frozen: false,
+        miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
     };
     let ledger = dir.path().join("ledger");
@@ -878,7 +879,7 @@ fn forged(model: &Model, edit: impl FnOnce(&mut RoundRecord)) -> Disagreement {
     let LedgerError::Disagrees(found) = found else { panic!("{found}") };
     let whole = replayed(&run, 5, 5, None).unwrap_err();
     assert_eq!(whole.to_string(), found.to_string());
-    found
+    *found
 }
 
 #[test]
@@ -946,7 +947,8 @@ fn another_next_state_is_found_and_its_first_piece_named() {
     record.next.root = Digest([7; 32]);
     run.writer().append_round(&record).unwrap();
     let error = replayed(&run, 5, 5, None).unwrap_err();
-    assert!(matches!(error, LedgerError::Disagrees(Disagreement::Next { .. })), "{error}");
+    let LedgerError::Disagrees(found) = &error else { panic!("{error}") };
+    assert!(matches!(**found, Disagreement::Next { .. }), "{error}");
 }
 
 #[test]
@@ -1062,6 +1064,7 @@ fn init_takes_tensors_below_a_prefix() {
         select: Some("net"),
         rule: model.rule.clone(),
         frozen: false,
+        miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
     };
     let report = init(&run.path(), &options, &Silent).unwrap();

@@ -1,4 +1,5 @@
-//! A tensor's book: the lookup value of each code, and the shift that is added to it.
+//! A tensor's book: the lookup value of each code, and the shift that is added to it. See
+//! `schema/delta.md`.
 
 use crate::types::rule::Dialect;
 

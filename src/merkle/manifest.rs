@@ -1,4 +1,5 @@
-//! The identity of a manifest: the tree over its descriptors' canonical JSON.
+//! The identity of a manifest: the tree over its descriptors' canonical JSON. See
+//! `schema/manifest.md`.
 
 use super::tree::{leaf_hash, root_of};
 use crate::types::{

@@ -4,7 +4,7 @@
 //! piece that differs, also where the bytes themselves were dropped long ago. See `schema/hashes.md`.
 //!
 //! Trust: none. The descriptors must give the manifest's root, the digests their artifact's root.
-//! Losing a file costs naming the piece, never the answer.
+//! A lost file keeps its state or delta from being read; it never changes an answer.
 //!
 //! Cost: 32 bytes a piece; 142 MB for a checkpoint of 291 GB. In memory: the descriptors, and the
 //! digests of one artifact.

@@ -1,4 +1,5 @@
-//! Who is expected in the round that is open: what an import was told, until the seal records it.
+//! Who is expected in the round that is open: what an import was told, until the seal records it. See
+//! `schema/open-round.md`.
 //!
 //! Trusted for nothing: losing it costs naming the peers again with `import`.
 

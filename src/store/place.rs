@@ -1,4 +1,4 @@
-//! Where everything lies below a ledger's directory.
+//! Where everything lies below a ledger's directory. See `schema/ledger.md`.
 
 use std::{
     path::{Path, PathBuf},

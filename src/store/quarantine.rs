@@ -1,7 +1,8 @@
 //! Quarantine: refused uploads as they were received, so that a refusal can be derived again.
 //!
-//! `intake` keeps them, `audit` finds them, the configured time ends them. One file a refusal,
-//! `quarantine/ROUND/SHA256`; the submissions log knows the name it came with.
+//! An import keeps them, `fsck` hashes them again, [`release`] ends them. One file for each content,
+//! `quarantine/ROUND/SHA256`; the submissions log knows the name it came with. See
+//! `schema/quarantine.md`.
 //!
 //! Trust: none; a file is what its name says or of no use. Losing one costs re-deriving that refusal.
 

@@ -1,4 +1,4 @@
-//! How a tensor is cut into blocks, the unit of top-k.
+//! How a tensor is cut into blocks, the unit of top-k. See `schema/fold.md`.
 
 use super::tensor::TensorSpec;
 

@@ -1,4 +1,4 @@
-//! Entries of the rounds log: the genesis of a run and one record a round.
+//! Entries of the rounds log: the genesis of a run and one record a round. See `schema/records.md`.
 
 use serde::{Deserialize, Serialize};
 
@@ -67,12 +67,14 @@ pub struct LogKeys {
 }
 
 /// Who may submit to a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum MinersPolicy {
     /// The miners that the operator lists for each round.
     Listed,
+    /// These hotkeys, in every round.
+    Hotkeys(Vec<Digest>),
 }
 
 /// A sealed round: what went in, what came of each submission, what came out.

@@ -1,4 +1,5 @@
-//! Why a submission is not folded: a code for programs, expected and found for people.
+//! Why a submission is not folded: a code for programs, expected and found for people. See
+//! `schema/records.md`.
 
 use serde::{Deserialize, Serialize};
 use unicode_normalization::UnicodeNormalization;

@@ -44,7 +44,7 @@ pub enum Dialect {
     /// As Templar's gather and outer step: miners in gather order; a tensor with a non-finite
     /// delta is left unchanged.
     Templar,
-    /// Ours: miners by hotkey bytes; entries of 2^60 and more are refused; a non-finite result
+    /// Ours: miners by uid, then hotkey bytes; values of 2^60 and more are refused; a non-finite result
     /// fails the seal.
     Native,
 }

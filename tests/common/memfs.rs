@@ -194,6 +194,13 @@ impl MemFs {
         files
     }
 
+    /// Puts a file there behind the program's back, and the directories above it.
+    pub fn put(&self, path: &Path, bytes: Vec<u8>) {
+        self.create_dir_all(path.parent().expect("a file below the root")).expect("a free name");
+        drop(self.create(path).expect("a free name"));
+        self.tamper(path, |file| *file = bytes);
+    }
+
     /// Changes a file behind the program's back.
     pub fn tamper(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
         let mut state = self.state();

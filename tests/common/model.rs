@@ -240,6 +240,7 @@ impl Run {
             rule,
             frozen,
             key_file: None,
+            miners: gradledger::types::record::MinersPolicy::Listed,
         };
         init(&self.path(), &options, &Silent)
     }

@@ -2,7 +2,7 @@
 //!
 //! One text line, `gradledger-log-key/1 ` and the base64 of 32 bytes, readable by its owner only.
 //! Beside it lies what was signed with it (see [`heads`]), so that the key refuses to contradict
-//! itself wherever it is moved to.
+//! itself wherever it is moved to. See `schema/keys.md`.
 //!
 //! Trust: whoever reads this file can fork the log. Losing it ends the log under its name.
 

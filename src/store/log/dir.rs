@@ -14,13 +14,13 @@ use crate::{
         head::TreeHead,
         note::NOTE_BYTES_MAX,
         tile::{
-            BundleId, ENTRY_BYTES_MAX, TILE_WIDTH, TileId, TileNodes, TileNodesError,
-            decode_bundle, decode_tile, encode_tile,
+            BundleId, TILE_WIDTH, TileId, TileNodes, TileNodesError, decode_bundle, decode_tile,
+            encode_tile,
         },
         tree::{Nodes, leaf_hash, root_at},
     },
     store::files::{Files, read_whole, write_whole},
-    types::{digest::Digest, json},
+    types::{digest::Digest, json, record::ENTRY_BYTES_MAX},
 };
 
 /// Where the signed tree head is published; the name is C2SP's.
