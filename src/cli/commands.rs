@@ -156,13 +156,17 @@ pub(super) fn import_text(report: &ImportReport) -> String {
     let mut text = format!("round {} is open\n", report.round);
     for file in &report.files {
         let reason = file.reason.as_ref().map_or_else(String::new, |reason| format!(" {reason}"));
-        let _ = writeln!(text, "  uid {:<5} {:8} {}{reason}", file.uid, file.outcome, file.file);
+        let name = file.file.escape_debug();
+        let _ = writeln!(text, "  uid {:<5} {:8} {name}{reason}", file.uid, file.outcome);
     }
     for uid in &report.absent {
         let _ = writeln!(text, "  uid {uid:<5} absent");
     }
     if !report.others.is_empty() {
-        let _ = writeln!(text, "left alone: {}", report.others.join(", "));
+        // Names that nobody checked must not reach a terminal as they are.
+        let names: Vec<String> =
+            report.others.iter().map(|n| n.escape_debug().to_string()).collect();
+        let _ = writeln!(text, "left alone: {}", names.join(", "));
     }
     text
 }

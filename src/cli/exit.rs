@@ -3,7 +3,8 @@
 use crate::{
     import::checkpoint::ImportError,
     ledger::LedgerError,
-    store::{StoreError, lock::LockError},
+    merkle::{head::HeadError, note::NoteError},
+    store::{StoreError, lock::LockError, log::LogError},
 };
 
 const FAILURE: u8 = 1;
@@ -71,6 +72,10 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Note(_) => BAD_SIGNATURE,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
+        | LedgerError::NoRounds
+        | LedgerError::RoundOrder { .. }
+        | LedgerError::RoundOpen { .. }
+        | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
         | LedgerError::Peers(_) => USAGE,
         _ => FAILURE,
@@ -78,5 +83,12 @@ fn ledger_code(error: &LedgerError) -> u8 {
 }
 
 fn store_code(error: &StoreError) -> u8 {
-    if error.is_mismatch() { MISMATCH } else { FAILURE }
+    match error {
+        StoreError::Log(LogError::Head {
+            source: HeadError::Note(NoteError::Wrong { .. } | NoteError::Unknown { .. }),
+            ..
+        }) => BAD_SIGNATURE,
+        error if error.is_mismatch() => MISMATCH,
+        _ => FAILURE,
+    }
 }

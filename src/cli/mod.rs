@@ -194,7 +194,7 @@ struct ImportTemplarArgs {
     #[arg(long, value_delimiter = ',', value_name = "UIDS")]
     peers: Vec<u16>,
     /// The uids that take the places of the missing, in this order.
-    #[arg(long, value_delimiter = ',', value_name = "UIDS")]
+    #[arg(long, value_delimiter = ',', value_name = "UIDS", requires = "peers")]
     reserve: Vec<u16>,
     /// Templar's peers file instead of --peers and --reserve.
     #[arg(long, value_name = "JSON", conflicts_with_all = ["peers", "reserve"])]
@@ -362,20 +362,16 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
         Command::Completions { shell } => {
-            clap_complete::generate(
-                *shell,
-                &mut Cli::command(),
-                "gradledger",
-                &mut std::io::stdout(),
-            );
-            Ok(())
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);
+            output::write(&script)
         }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress.clear();
-            eprintln!("gradledger: {error}");
+            progress::say(format_args!("gradledger: {error}"));
             ExitCode::from(exit::code(&error))
         }
     }

@@ -30,7 +30,12 @@ pub fn print<T: Serialize>(
     } else {
         text()
     };
-    match io::stdout().write_all(text.as_bytes()).and_then(|()| io::stdout().flush()) {
+    write(text.as_bytes())
+}
+
+/// Writes `bytes` to stdout.
+pub fn write(bytes: &[u8]) -> Result<(), CliError> {
+    match io::stdout().write_all(bytes).and_then(|()| io::stdout().flush()) {
         // Whoever reads has seen enough, as with `| head`.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other.map_err(CliError::Stdout),

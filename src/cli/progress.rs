@@ -1,12 +1,22 @@
 //! Progress on stderr: a bar on a terminal, a line a step elsewhere.
 
-use std::{io::IsTerminal as _, sync::Mutex, time::Instant};
+use std::{
+    fmt,
+    io::{self, IsTerminal as _, Write as _},
+    sync::Mutex,
+    time::Instant,
+};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::types::progress::Progress;
 
 use super::output::size;
+
+/// A line on stderr. If nobody reads it any more, the work goes on.
+pub fn say(line: fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// The process's stderr.
 pub struct Terminal {
@@ -25,7 +35,7 @@ struct Step {
 impl Terminal {
     /// Progress for people, unless they want none.
     pub fn new(quiet: bool) -> Self {
-        Self { quiet, bars: std::io::stderr().is_terminal(), step: Mutex::new(None) }
+        Self { quiet, bars: io::stderr().is_terminal(), step: Mutex::new(None) }
     }
 
     /// Takes a bar off the screen, so that an error message stands alone.
@@ -71,12 +81,12 @@ impl Progress for Terminal {
             bar.finish_and_clear();
         }
         let seconds = step.since.elapsed().as_secs_f64();
-        eprintln!("{:16} {} in {seconds:.2} s", step.name, size(step.bytes));
+        say(format_args!("{:16} {} in {seconds:.2} s", step.name, size(step.bytes)));
     }
 
     fn note(&self, line: &str) {
         if !self.quiet {
-            eprintln!("{line}");
+            say(format_args!("{line}"));
         }
     }
 }

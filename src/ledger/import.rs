@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsString,
     fs, io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -433,18 +434,20 @@ fn gradient_files(
     peers: &Peers,
 ) -> Result<(BTreeMap<u16, Found>, Vec<String>), PeersError> {
     let at = |source| PeersError::Directory { path: directory.to_owned(), source };
-    let mut names: Vec<String> = fs::read_dir(directory)
-        .and_then(|entries| {
-            entries.map(|e| Ok(e?.file_name().to_string_lossy().into_owned())).collect()
-        })
+    let mut names: Vec<OsString> = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|e| Ok(e?.file_name())).collect())
         .map_err(at)?;
     names.sort();
     let (mut found, mut others) = (BTreeMap::<u16, Found>::new(), Vec::new());
-    for file in names {
+    for name in names {
+        let file = name.to_string_lossy().into_owned();
         let Some(uid) = gradient_uid(&file, round) else { continue };
         if !peers.listed.contains(&uid) && !peers.reserve.contains(&uid) {
             others.push(file);
             continue;
+        }
+        if name.to_str().is_none() {
+            return Err(PeersError::FileName { name: file });
         }
         check_file_name(&file)?;
         if let Some(first) = found.get(&uid).map(|f| f.file.clone()) {
