@@ -67,6 +67,7 @@ fn sealed_of(rows: u64) -> Sealed {
         select: None,
         rule: model.rule.clone(),
         frozen: true,
+        miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
     };
     init_in(disk.handle(), &root, &options, &Silent).unwrap();

@@ -61,7 +61,10 @@ pub fn dispose(expected: Expected<'_>, submissions: &[(u64, Submission)]) -> Vec
             misplaced(expected, submission)
                 .or_else(|| unused(&miner).then(|| reserve_unused(missing)))
                 .or_else(|| refused(submission))
-                .unwrap_or_else(|| repeated(expected, submission, valid.get(&miner), submissions)),
+                .unwrap_or_else(|| {
+                    let before = submissions.iter().take_while(|(at, _)| at < index);
+                    repeated(expected, submission, valid.get(&miner), before)
+                }),
         )
     };
     let mut dispositions: Vec<Disposition> = submissions
@@ -130,7 +133,7 @@ fn misplaced(expected: Expected<'_>, submission: &Submission) -> Option<Refusal>
         let (want, found) = (expected.round.to_string(), submission.round().to_string());
         return Some(Refusal::new(Code::WrongRound, None, want, found));
     }
-    if submission.base() != expected.base.root {
+    if !submission.is_from(expected.base) {
         let (want, found) = (expected.base.root.to_hex(), submission.base().to_hex());
         return Some(Refusal::new(Code::WrongBase, None, want, found));
     }
@@ -159,15 +162,15 @@ fn reserve_unused(missing: usize) -> Refusal {
 }
 
 /// A valid delta that is not its miner's first, or that another miner sent before.
-fn repeated(
+fn repeated<'a>(
     expected: Expected<'_>,
     submission: &Submission,
     counted: Option<&u64>,
-    submissions: &[(u64, Submission)],
+    mut before: impl Iterator<Item = &'a (u64, Submission)>,
 ) -> Refusal {
     let same =
         |s: &Submission| s.content() == submission.content() && s.miner() != submission.miner();
-    let copied = submissions.iter().find(|(_, s)| misplaced(expected, s).is_none() && same(s));
+    let copied = before.find(|(_, s)| misplaced(expected, s).is_none() && same(s));
     match (copied, counted) {
         (Some((index, other)), _) if expected.dialect == Dialect::Native => Refusal::new(
             Code::DuplicateDelta,

@@ -1,5 +1,7 @@
 //! What follows about a round from the logs alone, and the first thing in it that does not.
 
+use std::collections::BTreeSet;
+
 use crate::{
     codec::statement::StatementError,
     intake::dispose::{Expected, accepted, dispose},
@@ -8,7 +10,7 @@ use crate::{
         digest::Digest,
         manifest::ManifestId,
         record::{ACCEPTED_MAX, DispositionsId, Skipped},
-        submission::{Content, Submission},
+        submission::{Content, Miner, Submission},
     },
 };
 
@@ -25,6 +27,8 @@ pub enum Disagreement {
     Previous { round: u64, expected: Digest, found: Digest },
     #[error("round {round}: its base is {}, not {}, the state before it", .found.root, .expected.root)]
     Base { round: u64, expected: ManifestId, found: ManifestId },
+    #[error("round {round}: {miner} is listed or in reserve twice")]
+    Twice { round: u64, miner: Miner },
     #[error("round {round}: its rule or parameters are not the run's")]
     Rule { round: u64 },
     #[error("round {round}: its window of submissions is {start}..{end}, not from {expected} on")]
@@ -117,6 +121,12 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
     // Each once and ascending, or one round would have several records.
     if let Some(pair) = record.skipped.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
         return Err(Disagreement::SkippedOrder { round, tensor: pair[1].tensor }.into());
+    }
+    for list in [&record.listed, &record.reserve] {
+        let mut seen = BTreeSet::new();
+        if let Some(&miner) = list.iter().find(|miner| !seen.insert(**miner)) {
+            return Err(Disagreement::Twice { round, miner }.into());
+        }
     }
     let window = record.submissions;
     if window.start != start || window.end < start || window.end > ledger.submissions_log().size() {

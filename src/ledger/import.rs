@@ -66,6 +66,8 @@ pub struct Peers {
 #[non_exhaustive]
 #[allow(missing_docs)] // Fields are named by their messages.
 pub enum PeersError {
+    #[error("round {round} is beyond 2^53 - 1, the largest number of a record")]
+    RoundSize { round: u64 },
     #[error("no peers are given: --peers 7,3,41, --peers-file JSON, or --aggregator FILE")]
     None,
     #[error("uid {uid} stands twice in the {list} list")]
@@ -176,6 +178,9 @@ fn good_listed(ledger: &Ledger, open: &OpenRound) -> Result<BTreeSet<u16>, Ledge
 
 /// Only one round is open at a time, and rounds only go up.
 fn may_open(ledger: &Ledger, round: u64) -> Result<(), LedgerError> {
+    if round > json::INTEGER_MAX.unsigned_abs() {
+        return Err(PeersError::RoundSize { round }.into());
+    }
     if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
         return Err(LedgerError::RoundOrder { round, last });
     }

@@ -36,6 +36,9 @@ use crate::{
 
 use super::{Ledger, LedgerError};
 
+/// Version of the records that are written and read.
+pub(super) const GENESIS_VERSION: u64 = 1;
+
 /// Bytes of a tensor that are read at once.
 const CHUNK_BYTES: u64 = 16 << 20;
 
@@ -328,7 +331,7 @@ fn start_logs(
         submissions: submissions.verifier().to_string(),
     };
     let genesis = Genesis {
-        version: 1,
+        version: GENESIS_VERSION,
         run: options.run.clone(),
         origin: options.origin.clone(),
         model,

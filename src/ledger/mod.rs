@@ -24,7 +24,7 @@ use crate::{
     fold::FoldError,
     import::checkpoint::ImportError,
     intake::admit::AdmitError,
-    merkle::note::KeyError,
+    merkle::note::{KeyError, VerifierKey},
     plan::PlanStepError,
     store::{
         StoreError,
@@ -87,6 +87,10 @@ pub enum LedgerError {
     Entry { log: &'static str, index: u64, source: json::JsonError },
     #[error("entry {index} of the rounds log: {found}")]
     EntryKind { index: u64, found: &'static str },
+    #[error("the genesis has version {found}; this program reads {}", init::GENESIS_VERSION)]
+    GenesisVersion { found: u64 },
+    #[error("the genesis names {found:?} as the {log} log, not {expected:?}")]
+    GenesisKey { log: &'static str, expected: String, found: String },
     #[error("the ledger has no round {round}; {}", held(.first, .last))]
     NoRound { round: u64, first: Option<u64>, last: Option<u64> },
     #[error("the ledger has no sealed round yet: `import` and `seal` make one")]
@@ -239,6 +243,7 @@ impl Ledger {
             }
         }
         let (genesis, run_id) = genesis.ok_or_else(no_ledger)?;
+        check_genesis(&genesis)?;
         Ok(Self { place, genesis, run_id, rounds, submissions, sealed })
     }
 
@@ -381,6 +386,25 @@ impl Ledger {
         };
         (range.start..).zip(self.submissions.entries(range)?).map(read).collect()
     }
+}
+
+/// Whether this version folds such a run, and its logs are the ones it names.
+fn check_genesis(genesis: &Genesis) -> Result<(), LedgerError> {
+    if genesis.version != init::GENESIS_VERSION {
+        return Err(LedgerError::GenesisVersion { found: genesis.version });
+    }
+    let Rule::SparseMeanSgd(rule) = &genesis.rule;
+    rule.check()?;
+    let keys = &genesis.log_keys;
+    for (log, key) in [("rounds", &keys.rounds), ("submissions", &keys.submissions)] {
+        let expected = format!("{}/{log}", genesis.origin);
+        let key: VerifierKey = key.parse()?;
+        if key.name() != expected {
+            let found = key.name().to_owned();
+            return Err(LedgerError::GenesisKey { log, expected, found });
+        }
+    }
+    Ok(())
 }
 
 /// A pool of `threads` threads; 0 means one a core.

@@ -35,6 +35,9 @@ use super::{Ledger, LedgerError, writer::LedgerWriter};
 /// Most statements of one commit.
 const BATCH_MAX: usize = 256;
 
+/// Version of the receipts that are written and read.
+const RECEIPT_VERSION: u64 = 1;
+
 /// The round of a run that has none yet.
 const FIRST_ROUND: u64 = 1;
 
@@ -82,6 +85,8 @@ pub enum ReceiptError {
     Inclusion(#[from] crate::merkle::tree::ProofError),
     #[error("the entry: {0}")]
     Entry(#[from] json::JsonError),
+    #[error("the receipt's version is {found}; {RECEIPT_VERSION} is read")]
+    Version { found: u64 },
     #[error("the entry is not a signed submission")]
     Kind,
     #[error("the entry's statement is {found}, not {expected}")]
@@ -98,6 +103,9 @@ impl Receipt {
     ///
     /// [`ReceiptError`] names the first thing that does not hold.
     pub fn verify(&self, submissions_key: &VerifierKey) -> Result<Signed, ReceiptError> {
+        if self.version != RECEIPT_VERSION {
+            return Err(ReceiptError::Version { found: self.version });
+        }
         let head = TreeHead::open(self.head.as_bytes(), submissions_key)?;
         let leaf = leaf_hash(self.entry.as_bytes());
         verify_inclusion(self.index, head.size, &leaf, &self.proof, &head.root)?;
@@ -339,7 +347,7 @@ pub fn submit_batch(
             None => log.entry(index)?,
         };
         Ok(Receipt {
-            version: 1,
+            version: RECEIPT_VERSION,
             run_id: run,
             statement,
             index,

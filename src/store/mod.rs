@@ -84,6 +84,18 @@ pub enum StoreError {
 impl StoreError {
     /// Whether stored bytes contradict a digest, rather than being out of reach.
     pub fn is_mismatch(&self) -> bool {
-        !matches!(self, Self::Io { .. } | Self::Key(_) | Self::Guard(_))
+        use {
+            hashes::HashesError, log::LogError, quarantine::QuarantineError, segment::SegmentError,
+        };
+        match self {
+            Self::Io { .. } | Self::Key(_) | Self::Guard(_) => false,
+            Self::Artifact { source, .. } | Self::Segment(source) => {
+                !matches!(source, SegmentError::Io { .. })
+            }
+            Self::Hashes(error) => !matches!(error, HashesError::Io { .. }),
+            Self::Log(error) => !matches!(error, LogError::Io { .. } | LogError::Missing { .. }),
+            Self::Quarantine(error) => !matches!(error, QuarantineError::Io { .. }),
+            _ => true,
+        }
     }
 }

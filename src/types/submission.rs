@@ -207,6 +207,14 @@ impl Submission {
         }
     }
 
+    /// Whether it was made from the state `id`. A signed statement names the state by root alone.
+    pub fn is_from(&self, id: ManifestId) -> bool {
+        match self {
+            Self::Fetched(fetched) => fetched.base == id,
+            Self::Signed(signed) => signed.base == id.root,
+        }
+    }
+
     /// What it brings.
     pub fn content(&self) -> Content<'_> {
         match self {
