@@ -955,7 +955,8 @@ fn another_next_state_is_found_and_its_first_piece_named() {
 fn every_other_claim_of_a_record_is_checked() {
     let model = Model::small(Dialect::Native);
     type Edit = fn(&mut RoundRecord);
-    let edits: [(Edit, fn(&Disagreement) -> bool); 10] = [
+    type Found = fn(&Disagreement) -> bool;
+    let edits: [(Edit, Found); 10] = [
         (|r| r.plan.root = Digest([9; 32]), |d| matches!(d, Disagreement::Plan { .. })),
         (|r| r.plan.bytes += 1, |d| matches!(d, Disagreement::Plan { .. })),
         (|r| r.previous = Digest([9; 32]), |d| matches!(d, Disagreement::Previous { .. })),
