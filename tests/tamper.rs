@@ -29,7 +29,7 @@ use gradledger::{
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    types::{progress::Silent, rule::Dialect, tensor::Dtype},
+    types::{progress::Silent, record::MinersPolicy, rule::Dialect, tensor::Dtype},
 };
 use tempfile::TempDir;
 
@@ -66,6 +66,7 @@ fn sealed_of(rows: u64) -> Sealed {
         checkpoint: &checkpoint,
         select: None,
         rule: model.rule.clone(),
+        miners: MinersPolicy::Listed,
         frozen: true,
         key_file: None,
     };

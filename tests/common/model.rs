@@ -64,7 +64,7 @@ impl Tensor {
             [rows, columns] => (rows, columns),
             _ => panic!("{} has no blocks", self.name),
         };
-        let side = |n: u64| (1..=chunk).rev().find(|d| n % d == 0).unwrap();
+        let side = |n: u64| (1..=chunk).rev().find(|d| n.is_multiple_of(*d)).unwrap();
         Grid { rows, columns, height: side(rows), width: side(columns) }
     }
 }
