@@ -555,7 +555,7 @@ fn an_export_as_bf16_rounds_to_nearest_even() {
             continue;
         }
         let (down, rest) = (bits >> 16, bits & 0xffff);
-        let up = rest > 0x8000 || (rest == 0x8000 && down % 2 == 1);
+        let up = rest > 0x8000 || (rest == 0x8000 && !down.is_multiple_of(2));
         assert_eq!(u32::from(found), down + u32::from(up), "{bits:08x}");
     }
 }
@@ -955,8 +955,8 @@ fn another_next_state_is_found_and_its_first_piece_named() {
 fn every_other_claim_of_a_record_is_checked() {
     let model = Model::small(Dialect::Native);
     type Edit = fn(&mut RoundRecord);
-    type Found = fn(&Disagreement) -> bool;
-    let edits: [(Edit, Found); 10] = [
+    type Is = fn(&Disagreement) -> bool;
+    let edits: [(Edit, Is); 10] = [
         (|r| r.plan.root = Digest([9; 32]), |d| matches!(d, Disagreement::Plan { .. })),
         (|r| r.plan.bytes += 1, |d| matches!(d, Disagreement::Plan { .. })),
         (|r| r.previous = Digest([9; 32]), |d| matches!(d, Disagreement::Previous { .. })),

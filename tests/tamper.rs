@@ -29,7 +29,7 @@ use gradledger::{
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    types::{progress::Silent, rule::Dialect, tensor::Dtype},
+    types::{progress::Silent, record::MinersPolicy, rule::Dialect, tensor::Dtype},
 };
 use tempfile::TempDir;
 
@@ -66,8 +66,8 @@ fn sealed_of(rows: u64) -> Sealed {
         checkpoint: &checkpoint,
         select: None,
         rule: model.rule.clone(),
+        miners: MinersPolicy::Listed,
         frozen: true,
-        miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
     };
     init_in(disk.handle(), &root, &options, &Silent).unwrap();
