@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use gradledger_kernels::sha256::hash_pieces;
+use gradledger_kernels::sha256::{Digest32, hash_pieces};
+use rayon::prelude::*;
 
 use super::{LogicalBytes, check_range, error::SegmentError};
 use crate::types::{
@@ -13,8 +14,11 @@ use crate::types::{
 /// Bytes of a piece, in memory.
 const PIECE: usize = PIECE_BYTES as usize;
 
-/// Pieces read and hashed at once: 8 MiB, enough for every core and still in a cache.
-const RUN_PIECES: usize = 128;
+/// Pieces that one thread reads, then hashes: 1 MiB, which is still in its cache then.
+const RUN_PIECES: usize = 16;
+
+/// Pieces that all threads together read before their digests are compared.
+const PIECES_AT_ONCE: usize = 512;
 
 /// Reads logical bytes and trusts none of them: only pieces with the right digest come out.
 ///
@@ -121,7 +125,7 @@ impl VerifiedReader {
         let to_end = self.position + buffer.len() as u64 == self.len();
         let whole = if to_end { buffer.len() } else { buffer.len() / PIECE * PIECE };
         let read = if skip == 0 && whole > 0 && self.piece_number != Some(number) {
-            let run = whole.min(RUN_PIECES * PIECE);
+            let run = whole.min(PIECES_AT_ONCE * PIECE);
             self.read_checked(number, &mut buffer[..run])?;
             run
         } else {
@@ -152,16 +156,25 @@ impl VerifiedReader {
 
     /// Reads whole pieces from piece `first` on and compares their digests.
     fn read_checked(&self, first: u64, pieces: &mut [u8]) -> Result<(), SegmentError> {
-        self.source.read_at(first * PIECE_BYTES, pieces)?;
+        let read = |(run, pieces): (usize, &mut [u8])| {
+            self.read_hashed(first + (run * RUN_PIECES) as u64, pieces)
+        };
+        let runs = pieces.par_chunks_mut(RUN_PIECES * PIECE).enumerate();
+        let found = runs.map(read).collect::<Result<Vec<_>, SegmentError>>()?;
         let expected = &self.digests[first as usize..];
-        let mut found = Vec::with_capacity(pieces.len().div_ceil(PIECE));
-        hash_pieces(pieces, PIECE, &mut found);
-        for (piece, (expected, found)) in (first..).zip(expected.iter().zip(found)) {
+        for (piece, (expected, found)) in (first..).zip(expected.iter().zip(found.into_iter().flatten())) {
             let found = Digest(found);
             if *expected != found {
                 return Err(SegmentError::Piece { piece, expected: *expected, found });
             }
         }
         Ok(())
+    }
+    /// Reads whole pieces from piece `first` on; gives their digests.
+    fn read_hashed(&self, first: u64, pieces: &mut [u8]) -> Result<Vec<Digest32>, SegmentError> {
+        self.source.read_at(first * PIECE_BYTES, pieces)?;
+        let mut found = Vec::with_capacity(pieces.len().div_ceil(PIECE));
+        hash_pieces(pieces, PIECE, &mut found);
+        Ok(found)
     }
 }
