@@ -32,6 +32,7 @@ use gradledger::{
         bits::F32Bits,
         plan::Plan,
         progress::Silent,
+        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
     },
 };
@@ -98,6 +99,7 @@ impl Case {
             select: None,
             rule: self.rule(),
             frozen: false,
+            miners: MinersPolicy::Listed,
             key_file: None,
         };
         init(dir.path(), &options, &Silent).unwrap();

@@ -2,6 +2,8 @@
 //!
 //! The folder is `GRADLEDGER_GOLDEN`, or the copies beside this file. Every case found there is taken.
 
+#![allow(clippy::unwrap_used)] // Clippy's own exception for tests leaves out their helpers.
+
 use std::{
     collections::BTreeMap,
     fs,

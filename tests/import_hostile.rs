@@ -1,5 +1,7 @@
 //! What hostile files get from the readers: a refusal that says why, in bounded time and memory.
 
+#![allow(clippy::unwrap_used)] // Clippy's own exception for tests leaves out their helpers.
+
 use std::{
     fs,
     path::Path,
@@ -955,7 +957,7 @@ fn grid_checkpoint(folder: &Path) -> Vec<u8> {
     fs::write(folder.join("x.distcp"), file).unwrap();
     let described = metadata(&[
         ("app.t", &[6, 10], &parts),
-        ("app.s", &[], &[scalar.clone()]),
+        ("app.s", &[], std::slice::from_ref(&scalar)),
         ("app.e", &[0, 7], &[]),
         ("optimizer.state.t", &[6, 10], &[]),
     ]);
@@ -1270,16 +1272,13 @@ fn mutated_dcp_metadata_never_panics() {
 
 #[test]
 fn mutated_chunks_never_panic() {
-    let folder = tempfile::tempdir().unwrap();
-    grid_checkpoint(folder.path());
-    let path = folder.path().join("x.distcp");
-    let original = fs::read(&path).unwrap();
-    mutations(0x6368_756e, &original, |bytes| {
-        fs::write(&path, bytes).unwrap();
-        if let Ok(checkpoint) = Checkpoint::open(folder.path(), None) {
-            let _ = checkpoint.read(2, 0, &mut [0; 240]);
-            let _ = checkpoint.verify(2);
+    let chunk = torch_zip(&whole(floats(&[4, 4], &[4, 1], 16).pickled()), &[("0", &counting(16))]);
+    mutations(0x6368_756e, &chunk, |bytes| {
+        let Ok(archive) = TorchArchive::open(source(bytes)) else { return };
+        if let Some(Ok(tensor)) = archive.tensor(archive.pickle().root()) {
+            archive.read_at(&tensor, 0, &mut vec![0; tensor.bytes() as usize]).unwrap();
         }
+        let _ = archive.verify_crcs(&mut archive.verified());
     });
 }
 

@@ -1,14 +1,15 @@
 //! Segments, hashes and quarantine through their public functions: what goes in comes out, any other
 //! bytes are an error or do not pass [`VerifiedReader`], and nothing panics.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests, too, stop at what cannot be.
+
+#[path = "common/memory.rs"]
+mod memory;
+
 use std::{
-    collections::BTreeMap,
-    io::{self, Write},
+    io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::Arc,
 };
 
 use bytes::Bytes;
@@ -18,7 +19,7 @@ use gradledger::{
         pieces::{Pieces, artifact_root},
     },
     store::{
-        files::{Disk, Files, ReadFile, WriteFile},
+        files::{Disk, Files},
         hashes::{self, HashesError, HashesReader, HashesWriter},
         quarantine::{self, QuarantineError},
         segment::{
@@ -39,6 +40,7 @@ use gradledger::{
         tensor::{Dtype, TensorSpec},
     },
 };
+use memory::Memory;
 use parquet::{
     column::page::Page,
     file::reader::{FileReader, SerializedFileReader},
@@ -67,127 +69,6 @@ impl Numbers {
             (0..len.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect();
         bytes.truncate(len);
         bytes
-    }
-}
-
-/// Files in memory; with a limit, the write that passes it fails.
-#[derive(Clone, Default)]
-struct Memory {
-    files: Arc<Mutex<BTreeMap<PathBuf, Arc<Vec<u8>>>>>,
-    left: Option<Arc<AtomicUsize>>,
-}
-
-struct MemoryFile {
-    memory: Memory,
-    path: PathBuf,
-}
-
-struct MemoryBytes(Arc<Vec<u8>>);
-
-impl Memory {
-    fn failing_after(bytes: usize) -> Self {
-        Self { files: Arc::default(), left: Some(Arc::new(AtomicUsize::new(bytes))) }
-    }
-
-    fn get(&self, path: &Path) -> Vec<u8> {
-        self.files.lock().unwrap()[path].to_vec()
-    }
-
-    fn put(&self, path: &Path, bytes: Vec<u8>) {
-        self.files.lock().unwrap().insert(path.to_owned(), Arc::new(bytes));
-    }
-}
-
-impl Write for MemoryFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if let Some(left) = &self.memory.left {
-            let take = |left: usize| left.checked_sub(bytes.len());
-            left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take)
-                .map_err(|_| io::ErrorKind::StorageFull)?;
-        }
-        let mut files = self.memory.files.lock().unwrap();
-        Arc::make_mut(files.get_mut(&self.path).unwrap()).extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl WriteFile for MemoryFile {
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl ReadFile for MemoryBytes {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.len() as u64)
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let bytes = self.0.get(offset as usize..).and_then(|rest| rest.get(..buffer.len()));
-        buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
-        Ok(())
-    }
-}
-
-impl Files for Memory {
-    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        self.put(path, Vec::new());
-        Ok(Box::new(MemoryFile { memory: self.clone(), path: path.to_owned() }))
-    }
-
-    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        self.create(path)
-    }
-
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
-        let files = self.files.lock().unwrap();
-        Ok(Arc::new(MemoryBytes(files.get(path).ok_or(io::ErrorKind::NotFound)?.clone())))
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        let mut files = self.files.lock().unwrap();
-        let moved: Vec<_> = files.keys().filter(|path| path.starts_with(from)).cloned().collect();
-        for path in moved {
-            let bytes = files.remove(&path).unwrap();
-            let rest = path.strip_prefix(from).unwrap();
-            let to = if rest.as_os_str().is_empty() { to.to_owned() } else { to.join(rest) };
-            files.insert(to, bytes);
-        }
-        Ok(())
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        self.remove_dir_all(path)
-    }
-
-    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
-        self.files.lock().unwrap().retain(|file, _| !file.starts_with(path));
-        Ok(())
-    }
-
-    fn create_dir_all(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
-        let files = self.files.lock().unwrap();
-        let below = files.keys().filter_map(|file| file.strip_prefix(path).ok());
-        let mut names: Vec<_> =
-            below.filter_map(|rest| rest.iter().next()).map(PathBuf::from).collect();
-        names.dedup();
-        Ok(names)
-    }
-
-    fn exists(&self, path: &Path) -> io::Result<bool> {
-        Ok(self.files.lock().unwrap().keys().any(|file| file.starts_with(path)))
     }
 }
 
@@ -437,6 +318,7 @@ fn what_is_no_delta_is_refused() {
     tensor.write_index(&[0; 2]).unwrap();
     assert!(matches!(tensor.write_code(&[0]), Err(SegmentError::Length { found: 2, .. })));
     assert!(matches!(writer.tensor("t", 2, 1), Err(SegmentError::Twice { .. })));
+    assert!(matches!(writer.finish(), Err(SegmentError::Missing { tensor, .. }) if tensor == "t"));
 }
 
 // Plans and dispositions.
@@ -477,6 +359,16 @@ fn a_plan_reads_back_with_every_bit() {
     }
     let refused = plan::write(&memory, tmp, &plan_of(3, 4), &["a", "b"], &MINERS);
     assert!(matches!(refused, Err(SegmentError::PlanRows { tensors: 2, miners: 3, found: 3 })));
+}
+
+/// A change here is a new version of `schema/plan.md`.
+#[test]
+fn the_bytes_of_a_plan_are_version_1() {
+    let ArtifactId { root, bytes } = plan_artifact(&plan_of(6, 4));
+    assert_eq!(
+        (root.to_hex().as_str(), bytes),
+        ("0259d88817dcd5c76cc1cbb49581ebae8d1f5b45655f9b25bb6e405cef99109a", 288)
+    );
 }
 
 fn dispositions_of() -> Vec<Disposition> {
@@ -525,10 +417,10 @@ fn a_tensor_file_with_a_wrong_byte_gives_the_right_bytes_or_an_error() {
     let file = memory.get(Path::new("t"));
     let bytes = data.len() as u64;
     let footer = file.len() - 1000..file.len();
-    let pages = (0..footer.start).step_by(4999);
+    let pages = (0..footer.start).step_by(9973);
     let mut survived = 0;
     for at in pages.chain(footer) {
-        for flip in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
+        for flip in [1, 16, 128, 255] {
             let mut damaged = file.clone();
             damaged[at] ^= flip;
             memory.put(Path::new("t"), damaged);
@@ -554,7 +446,7 @@ fn a_cut_or_random_file_is_an_error() {
         assert!(try_tensor(&memory, bytes, &digests).is_none(), "{len} bytes");
     }
     let mut numbers = Numbers(13);
-    for round in 0..20_000 {
+    for round in 0..8000 {
         let mut damaged = file.clone();
         let start = damaged.len() - 700;
         for _ in 0..1 + numbers.below(6) {
@@ -719,6 +611,17 @@ fn hashes_read_back_in_manifest_order() {
     assert!(matches!(reader.digests(4), Err(HashesError::Artifact { index: 4, count: 4, .. })));
 }
 
+/// A change here is a new version of `schema/hashes.md`.
+#[test]
+fn the_bytes_of_a_hashes_file_are_version_1() {
+    let memory = Memory::default();
+    let (_, _, path) = write_hashes(&memory);
+    assert_eq!(
+        Digest::of(&memory.get(&path)).to_hex(),
+        "a1ca7b3f438448192354251b90a658dd3ee3326cb86fe084705ab97556d4ab1c"
+    );
+}
+
 #[test]
 fn hashes_of_an_artifact_that_was_not_given_are_refused() {
     let memory = Memory::default();
@@ -750,15 +653,12 @@ fn hashes_with_a_wrong_byte_give_the_right_digests_or_an_error() {
             let Ok(reader) = HashesReader::open(&memory, ledger, &id) else { continue };
             let read: Vec<_> = (0..4).map(|at| reader.digests(at)).collect();
             let wrong = read.iter().zip(&right).filter(|(read, right)| match read {
-                Ok(read) => read == *right,
+                Ok(read) => read != *right,
                 Err(_) => false,
             });
-            assert!(wrong.count() >= 3, "byte {at}, damage {damage}: more than one is gone");
-            assert!(
-                read.iter()
-                    .zip(&right)
-                    .all(|(r, right)| r.as_ref().is_err() || r.as_ref().unwrap() == right)
-            );
+            assert_eq!(wrong.count(), 0, "byte {at}, damage {damage}");
+            let refused = read.iter().filter(|read| read.is_err()).count();
+            assert!(refused <= 1, "byte {at}, damage {damage}: {refused} artifacts are gone");
         }
     }
 }

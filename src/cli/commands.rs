@@ -25,9 +25,9 @@ use crate::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::RoundsEntry,
+        record::{MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::Submission,
+        submission::{Content, Submission},
     },
 };
 
@@ -36,6 +36,7 @@ use super::{
     MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
     exit::CliError,
     output::{print, size},
+    submit,
 };
 
 /// Largest peers file that is read.
@@ -86,6 +87,10 @@ struct InitDocument {
 }
 
 pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
+    let miners = match &args.miners {
+        Some(path) => MinersPolicy::Hotkeys(submit::hotkeys(path)?),
+        None => MinersPolicy::Listed,
+    };
     let options = InitOptions {
         run: args.run.clone(),
         origin: args.origin.clone().unwrap_or_else(|| args.run.clone()),
@@ -93,6 +98,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         select: args.select.as_deref(),
         rule: SparseMeanSgd::from(args),
         frozen: args.frozen,
+        miners,
         key_file: args.key.log_key_file.as_deref(),
     };
     let report = make_ledger(&args.ledger, &options, progress)?;
@@ -350,14 +356,16 @@ fn round_line(entry: &RoundsEntry) -> String {
 }
 
 fn submission_line(entry: &Submission) -> String {
-    use crate::types::submission::Outcome;
-    let Submission::Fetched(fetched) = entry;
-    let outcome = match &fetched.outcome {
-        Outcome::Delta(id) => format!("delta {}", id.root),
-        Outcome::Refused(refusal) => format!("refused {refusal}"),
-        Outcome::Unread => "unread".to_owned(),
+    let content = match entry.content() {
+        Content::Delta(id) => format!("delta {}", id.root),
+        Content::Refused(refusal) => format!("refused {refusal}"),
+        Content::Unread => "unread".to_owned(),
     };
-    format!("fetched  round {}  uid {}  {outcome}", fetched.round, fetched.uid)
+    let kind = match entry {
+        Submission::Fetched(_) => "fetched",
+        Submission::Signed(_) => "signed",
+    };
+    format!("{kind}  round {}  {}  {content}", entry.round(), entry.miner())
 }
 
 #[derive(Serialize)]

@@ -24,6 +24,7 @@ use crate::{
     types::{
         bits::F32Bits,
         progress::{Progress, Silent},
+        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
     },
 };
@@ -146,6 +147,7 @@ fn start(files: &Path, ledger: &Path) -> Result<(), LedgerError> {
         select: None,
         rule,
         frozen: false,
+        miners: MinersPolicy::Listed,
         key_file: None,
     };
     init(ledger, &options, &Silent).map(|_| ())

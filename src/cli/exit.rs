@@ -8,6 +8,7 @@ use crate::{
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
+const AUTHENTICATION: u8 = 4;
 const NO_LEDGER: u8 = 10;
 const LOCKED: u8 = 11;
 const MISMATCH: u8 = 20;
@@ -29,6 +30,16 @@ pub enum CliError {
     Io { path: std::path::PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Peers { path: std::path::PathBuf, source: crate::import::templar::TemplarError },
+    #[error(transparent)]
+    Wallet(#[from] crate::import::wallet::WalletError),
+    #[error("{path}, line {line}: {text:?} is neither an SS58 address nor 64 hex digits")]
+    Hotkey { path: std::path::PathBuf, line: usize, text: String },
+    #[error("{path} names the hotkey {hotkey} twice")]
+    HotkeyTwice { path: std::path::PathBuf, hotkey: crate::types::digest::Digest },
+    #[error("{path} names {found} hotkeys; 1 to 255 can be listed")]
+    Hotkeys { path: std::path::PathBuf, found: usize },
+    #[error("the submission is refused: {0}")]
+    Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
     #[error("the demo did not give what it should: {0}")]
@@ -39,6 +50,8 @@ pub enum CliError {
 pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
+        CliError::Wallet(_) => AUTHENTICATION,
+        CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
 }

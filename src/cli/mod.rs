@@ -9,6 +9,7 @@ mod demo;
 mod exit;
 mod output;
 mod progress;
+mod submit;
 
 use crate::ledger::At;
 
@@ -34,6 +35,8 @@ enum Command {
     /// Takes in files of other systems.
     #[command(subcommand)]
     Import(ImportCommand),
+    /// Signs a delta with a hotkey and submits it; prints the receipt.
+    Submit(SubmitArgs),
     /// Folds what was submitted for a round into the next checkpoint and seals it.
     Seal(SealArgs),
     /// Folds sealed rounds again and compares every root.
@@ -106,8 +109,37 @@ struct InitArgs {
     /// or model. where such names exist].
     #[arg(long, value_name = "PREFIX")]
     select: Option<String>,
+    /// Who may submit: a file with a hotkey a line, SS58 or 64 hex digits [default: those whom the
+    /// operator lists for each round].
+    #[arg(long, value_name = "FILE")]
+    miners: Option<PathBuf>,
     #[command(flatten)]
     key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct SubmitArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// The delta: a directory of delta segments, or a gradient file in Templar's layout.
+    delta: PathBuf,
+    /// The round: the one that is open.
+    #[arg(long)]
+    round: u64,
+    /// The miner's Bittensor hotkey file, plain or encrypted.
+    #[arg(long, value_name = "HOTKEYFILE")]
+    key: PathBuf,
+    /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+    #[command(flatten)]
+    log_key: KeyArgs,
+    /// Also writes the receipt to this file.
+    #[arg(long, value_name = "FILE")]
+    receipt: Option<PathBuf>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -321,6 +353,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(args, &progress),
         Command::Init(args) => commands::init(args, &progress),
         Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
+        Command::Submit(args) => submit::submit(args),
         Command::Seal(args) => commands::seal(args, &progress),
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),

@@ -1,6 +1,9 @@
-//! Layer 2: how a delta's positions, codes and book are laid out in bytes, and what is refused.
+//! Layer 2: how a delta's positions, codes and book are laid out in bytes, and what is refused; and
+//! the bytes that a miner signs.
 //!
 //! Packing itself is arithmetic and lives in the kernels; here it meets the model's tensors.
 
 pub mod book;
 pub mod layout;
+pub mod sr25519;
+pub mod statement;

@@ -684,12 +684,10 @@ mod tests {
 
     #[test]
     fn a_shard_of_whole_rows_is_one_run() {
-        let tensor =
-            tensor(&[4, 3], vec![chunk(&[0, 0], &[1, 3]), chunk(&[1, 0], &[3, 3])]).unwrap();
-        let run = tensor.run(17);
+        let rows = vec![chunk(&[0, 0], &[1, 3]), chunk(&[1, 0], &[3, 3])];
+        let run = tensor(&[4, 3], rows).unwrap().run(17);
         assert_eq!((run.chunk, run.start, run.bytes), (1, 5, 31));
-        let scalar = super::tests::tensor(&[], vec![chunk(&[], &[])]).unwrap();
-        let run = scalar.run(1);
+        let run = tensor(&[], vec![chunk(&[], &[])]).unwrap().run(1);
         assert_eq!((run.chunk, run.start, run.bytes), (0, 1, 3));
     }
 

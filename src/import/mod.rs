@@ -2,7 +2,8 @@
 //!
 //! `source` is bytes by range; `zip` and `pickle` are the containers, `torch` the two together. On these
 //! stand `dcp` and `safetensors`, which `checkpoint` makes one thing of, and `templar` with its
-//! writer. What is taken and what is refused is in `schema/foreign.md`.
+//! writer. What is taken and what is refused is in `schema/foreign.md`. `wallet` reads Bittensor's
+//! hotkey files, see `schema/wallet.md`.
 
 pub mod checkpoint;
 pub mod dcp;
@@ -12,4 +13,5 @@ pub mod source;
 pub mod templar;
 pub mod templar_writer;
 pub mod torch;
+pub mod wallet;
 pub mod zip;

@@ -2,8 +2,8 @@
 //!
 //! Miners, tools and tests hand in one tensor after the other; each is written at once, so that memory
 //! holds only the directory and the pickle (about 1.5 KB a tensor). `data.pkl` comes last: readers
-//! find entries through the directory, in any order. `torch.load(weights_only=True)` and Python's
-//! `zipfile` read the result.
+//! find entries through the directory, in any order. Only opcodes, globals and records are written that
+//! torch's `weights_only` reader takes, and Python's `zipfile` and `pickle` read the result.
 
 use std::{
     collections::BTreeSet,

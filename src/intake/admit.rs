@@ -139,7 +139,7 @@ fn unread(error: &TemplarError) -> AdmitError {
 
 /// The faults found so far; the first by code, then by tensor.
 #[derive(Default)]
-struct Faults(Option<Refusal>);
+pub(super) struct Faults(Option<Refusal>);
 
 impl Faults {
     /// A fault in reading a tensor; an I/O error is ours and ends the admission.
@@ -149,14 +149,14 @@ impl Faults {
         Ok(())
     }
 
-    fn note(&mut self, fault: Refusal) {
+    pub(super) fn note(&mut self, fault: Refusal) {
         // Tensors come in manifest order, so an equal code found later is a later tensor's.
         if self.0.as_ref().is_none_or(|first| fault.code < first.code) {
             self.0 = Some(fault);
         }
     }
 
-    fn first(&self) -> Option<Refusal> {
+    pub(super) fn first(&self) -> Option<Refusal> {
         self.0.clone()
     }
 }
@@ -349,7 +349,7 @@ impl<'a> Reading<'a> {
 }
 
 /// A size that the layout bounds.
-fn small(n: u64) -> usize {
+pub(super) fn small(n: u64) -> usize {
     usize::try_from(n).expect("a block's sizes fit in memory")
 }
 
@@ -401,7 +401,7 @@ fn block_shape(tensor: &TensorLayout) -> Vec<u64> {
     if tensor.rank == 1 { vec![columns] } else { vec![grid.rows / grid.block_rows, columns] }
 }
 
-fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option<Refusal> {
+pub(super) fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option<Refusal> {
     let block_len = small(tensor.grid.block_elements());
     let count = blocks.len() / small(tensor.index_bytes_per_block());
     if count == 0 {
@@ -440,7 +440,7 @@ fn code_refusal(tensor: &TensorLayout, first_block: u64, error: &KernelError) ->
     Refusal::new(Code::CodeOutOfRange, Some(&tensor.name), want, found)
 }
 
-fn book_refusal(name: &str, error: &BookError) -> Refusal {
+pub(super) fn book_refusal(name: &str, error: &BookError) -> Refusal {
     let (code, want) = match error {
         BookError::Lookup { .. } | BookError::Shift { .. } => {
             (Code::NonFinite, "finite lookup and shift")
@@ -451,20 +451,20 @@ fn book_refusal(name: &str, error: &BookError) -> Refusal {
 }
 
 /// A delta that is written but not in its place.
-struct Stored {
-    dir: PathBuf,
+pub(super) struct Stored {
+    pub(super) dir: PathBuf,
     /// Per tensor: book, code, index, the order of [`DeltaGroup::ALL`].
-    pieces: Vec<[Pieces; 3]>,
+    pub(super) pieces: Vec<[Pieces; 3]>,
 }
 
 impl Stored {
-    fn abandon(&self, place: &Place) -> Result<(), StoreError> {
+    pub(super) fn abandon(&self, place: &Place) -> Result<(), StoreError> {
         let io = |source| StoreError::Io { path: self.dir.clone(), source };
         place.files.remove_dir_all(&self.dir).map_err(io)
     }
 
     /// Moves segments, then hashes, to their places.
-    fn commit(self, place: &Place, layout: &Layout) -> Result<ManifestId, StoreError> {
+    pub(super) fn commit(self, place: &Place, layout: &Layout) -> Result<ManifestId, StoreError> {
         let artifact = |group: DeltaGroup, at: usize| &self.pieces[at][group as usize];
         let root = |group, at| -> Digest { artifact(group, at).artifact.root };
         let manifest = layout.delta_manifest(root).expect("a layout's artifacts fit a manifest");

@@ -10,7 +10,7 @@ use crate::types::{
     record::{Disposition, Verdict},
     refusal::{Code, Refusal},
     rule::Dialect,
-    submission::{Fetched, Miner, Outcome, Submission},
+    submission::{Content, Miner, Submission},
 };
 
 /// A round as far as its dispositions need it.
@@ -100,9 +100,7 @@ fn first_valid(expected: Expected<'_>, submissions: &[(u64, Submission)]) -> BTr
     let mut valid = BTreeMap::new();
     let mut seen_deltas = BTreeMap::new();
     for (index, submission) in submissions {
-        let Submission::Fetched(Fetched { outcome: Outcome::Delta(delta), .. }) = submission else {
-            continue;
-        };
+        let Content::Delta(delta) = submission.content() else { continue };
         let miner = submission.miner();
         if misplaced(expected, submission).is_some() {
             continue;
@@ -127,14 +125,13 @@ fn ledger_order(expected: Expected<'_>, valid: &BTreeMap<Miner, u64>) -> BTreeMa
 
 /// Another round, another base, or nobody who was expected.
 fn misplaced(expected: Expected<'_>, submission: &Submission) -> Option<Refusal> {
-    let Submission::Fetched(fetched) = submission;
     let miner = submission.miner();
-    if fetched.round != expected.round {
-        let (want, found) = (expected.round.to_string(), fetched.round.to_string());
+    if submission.round() != expected.round {
+        let (want, found) = (expected.round.to_string(), submission.round().to_string());
         return Some(Refusal::new(Code::WrongRound, None, want, found));
     }
-    if fetched.base != expected.base {
-        let (want, found) = (expected.base.root.to_hex(), fetched.base.root.to_hex());
+    if submission.base() != expected.base.root {
+        let (want, found) = (expected.base.root.to_hex(), submission.base().to_hex());
         return Some(Refusal::new(Code::WrongBase, None, want, found));
     }
     if !expected.listed.contains(&miner) && !expected.reserve.contains(&miner) {
@@ -146,14 +143,13 @@ fn misplaced(expected: Expected<'_>, submission: &Submission) -> Option<Refusal>
 
 /// What intake found wrong with it.
 fn refused(submission: &Submission) -> Option<Refusal> {
-    let Submission::Fetched(fetched) = submission;
-    match &fetched.outcome {
-        Outcome::Refused(refusal) => Some(refusal.clone()),
-        Outcome::Unread => {
+    match submission.content() {
+        Content::Refused(refusal) => Some(refusal.clone()),
+        Content::Unread => {
             let (want, found) = ("a file that was read", "one left unread as an unused reserve's");
             Some(Refusal::new(Code::ReserveUnused, None, want, found))
         }
-        Outcome::Delta(_) => None,
+        Content::Delta(_) => None,
     }
 }
 
@@ -170,8 +166,7 @@ fn repeated(
     submissions: &[(u64, Submission)],
 ) -> Refusal {
     let same = |s: &Submission| {
-        let (Submission::Fetched(a), Submission::Fetched(b)) = (s, submission);
-        a.outcome == b.outcome && a.uid != b.uid
+        s.content() == submission.content() && s.miner() != submission.miner()
     };
     let copied = submissions.iter().find(|(_, s)| misplaced(expected, s).is_none() && same(s));
     match (copied, counted) {
@@ -192,7 +187,10 @@ fn repeated(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::digest::Digest;
+    use crate::types::{
+        digest::Digest,
+        submission::{Fetched, Outcome},
+    };
 
     const BASE: ManifestId = ManifestId { root: Digest([7; 32]), count: 1, bytes: 4 };
 
@@ -288,14 +286,13 @@ mod tests {
 
     #[test]
     fn strangers_other_rounds_and_other_bases_are_named() {
-        let other_round = Submission::Fetched(match sent(5, delta(1)) {
-            Submission::Fetched(fetched) => Fetched { round: 4, ..fetched },
-        });
-        let other_base = Submission::Fetched(match sent(5, delta(1)) {
-            Submission::Fetched(fetched) => {
-                Fetched { base: ManifestId { bytes: 8, ..BASE }, ..fetched }
-            }
-        });
+        let fetched = |change: fn(&mut Fetched)| {
+            let Submission::Fetched(mut fetched) = sent(5, delta(1)) else { unreachable!() };
+            change(&mut fetched);
+            Submission::Fetched(fetched)
+        };
+        let other_round = fetched(|f| f.round = 4);
+        let other_base = fetched(|f| f.base.root = Digest([8; 32]));
         assert_eq!(
             verdicts(Dialect::Templar, &[5], &[], &[other_round, other_base, sent(6, delta(2))]),
             ["wrong-round", "wrong-base", "not-listed"]

@@ -7,3 +7,4 @@
 
 pub mod admit;
 pub mod dispose;
+pub mod native;

@@ -1,17 +1,18 @@
 //! What follows about a round from the logs alone, and the first thing in it that does not.
 
 use crate::{
+    codec::statement::StatementError,
     intake::dispose::{Expected, accepted, dispose},
     seal::{Disposed, dispositions_id},
     types::{
         digest::Digest,
         manifest::ManifestId,
         record::{ACCEPTED_MAX, DispositionsId, Skipped},
-        submission::{Fetched, Outcome, Submission},
+        submission::{Content, Submission},
     },
 };
 
-use super::{Ledger, LedgerError, Sealed};
+use super::{Ledger, LedgerError, Sealed, submit::statement_of};
 
 /// The first thing that does not follow: two values that should be one.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,8 @@ pub enum Disagreement {
     Dispositions { round: u64, expected: DispositionsId, found: DispositionsId },
     #[error("round {round}: entry {entry} of the stored dispositions is not the derived one")]
     StoredDisposition { round: u64, entry: usize },
+    #[error("round {round}: submission {index}: {source}")]
+    Signature { round: u64, index: u64, source: StatementError },
     #[error("round {round}: {accepted} miners are accepted, more than {ACCEPTED_MAX}")]
     TooMany { round: u64, accepted: usize },
     #[error("round {round}: nobody was accepted, but the record changes the state")]
@@ -119,7 +122,15 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
         let (end, found) = (window.end, window.root_at_end);
         return Err(Disagreement::WindowRoot { round, end, expected, found }.into());
     }
-    let checked = derive(ledger, record, ledger.submissions(window.start..window.end)?);
+    let submissions = ledger.submissions(window.start..window.end)?;
+    for (index, submission) in &submissions {
+        if let Submission::Signed(signed) = submission {
+            statement_of(ledger.run_id(), signed)
+                .verify(&signed.signature.0)
+                .map_err(|source| Disagreement::Signature { round, index: *index, source })?;
+        }
+    }
+    let checked = derive(ledger, record, submissions);
     let (expected, found) = (dispositions_id(&checked.disposed.dispositions), record.dispositions);
     if expected != found {
         return Err(Disagreement::Dispositions { round, expected, found }.into());
@@ -168,10 +179,10 @@ pub fn accepted_deltas(
 ) -> Vec<(String, ManifestId)> {
     let delta = |index: u64| {
         let (_, submission) = submissions.iter().find(|(at, _)| *at == index)?;
-        let Submission::Fetched(Fetched { outcome: Outcome::Delta(delta), .. }) = submission else {
-            return None;
-        };
-        Some(*delta)
+        match submission.content() {
+            Content::Delta(delta) => Some(delta),
+            _ => None,
+        }
     };
     accepted(dispositions)
         .into_iter()

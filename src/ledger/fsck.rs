@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use crate::{
-    codec::layout::DeltaGroup,
+    codec::layout::{DeltaGroup, Layout},
     store::{
         StoreError,
         artifacts::{StoredCheckpoint, StoredDelta},
@@ -118,37 +118,49 @@ fn deltas(
 ) -> Result<(), LedgerError> {
     let layout = ledger.layout()?;
     let submissions = ledger.submissions(0..ledger.submissions_log().size())?;
-    let bytes = |(_, s): &(u64, Submission)| match s {
-        Submission::Fetched(Fetched { outcome: Outcome::Delta(id), .. }) => id.bytes,
-        Submission::Fetched(_) => 0,
+    let kept = |s: &Submission| match s {
+        // A signed delta is kept whether it counts or not: it is what its miner answers for.
+        Submission::Signed(signed) => Some(signed.delta),
+        Submission::Fetched(Fetched { outcome: Outcome::Delta(id), .. }) => Some(*id),
+        Submission::Fetched(_) => None,
     };
+    let bytes = |(_, s): &(u64, Submission)| kept(s).map_or(0, |id| id.bytes);
     progress.begin("fsck deltas", submissions.iter().map(bytes).sum());
     let mut seen = BTreeSet::new();
-    for (_, Submission::Fetched(fetched)) in &submissions {
-        match &fetched.outcome {
-            Outcome::Delta(id) if seen.insert(id.root) => {
-                let delta = StoredDelta::open(ledger.place(), *id)?;
-                for tensor in &layout.tensors {
-                    for group in DeltaGroup::ALL {
-                        delta.open_artifact(group, &tensor.name)?.verify_to_end(progress)?;
-                    }
-                }
-                report.deltas += 1;
-                report.bytes += id.bytes;
+    for (_, submission) in &submissions {
+        if let Some(id) = kept(submission).filter(|id| seen.insert(id.root)) {
+            hash_delta(ledger, &layout, id, progress)?;
+            report.deltas += 1;
+            report.bytes += id.bytes;
+        }
+        if let Submission::Fetched(fetched @ Fetched { outcome: Outcome::Refused(_), .. }) = submission
+            && seen.insert(fetched.source_sha256)
+        {
+            let (round, digest) = (fetched.round, fetched.source_sha256);
+            let (files, root) = (&*ledger.place().files, &ledger.place().root);
+            // What is past its time in quarantine is gone; that is no damage.
+            if quarantine::verify(files, root, round, digest).map_err(StoreError::from)? {
+                report.quarantined += 1;
+                report.bytes += fetched.source_bytes;
             }
-            Outcome::Refused(_) if seen.insert(fetched.source_sha256) => {
-                let (round, digest) = (fetched.round, fetched.source_sha256);
-                let (files, root) = (&*ledger.place().files, &ledger.place().root);
-                // What is past its time in quarantine is gone; that is no damage.
-                if quarantine::verify(files, root, round, digest).map_err(StoreError::from)? {
-                    report.quarantined += 1;
-                    report.bytes += fetched.source_bytes;
-                }
-            }
-            _ => {}
         }
     }
     progress.end();
+    Ok(())
+}
+
+fn hash_delta(
+    ledger: &Ledger,
+    layout: &Layout,
+    id: ManifestId,
+    progress: &dyn Progress,
+) -> Result<(), LedgerError> {
+    let delta = StoredDelta::open(ledger.place(), id)?;
+    for tensor in &layout.tensors {
+        for group in DeltaGroup::ALL {
+            delta.open_artifact(group, &tensor.name)?.verify_to_end(progress)?;
+        }
+    }
     Ok(())
 }
 

@@ -222,9 +222,9 @@ impl Import {
         };
         check_peers(&peers)?;
         let window = ledger.window_start()..ledger.submissions_log().size();
-        let fetched = |(index, submission)| {
-            let Submission::Fetched(fetched) = submission;
-            (index, fetched)
+        let fetched = |(index, submission)| match submission {
+            Submission::Fetched(fetched) => Some((index, fetched)),
+            Submission::Signed(_) => None,
         };
         Ok(Self {
             round,
@@ -235,7 +235,7 @@ impl Import {
             found,
             aggregator,
             others,
-            stated: ledger.submissions(window)?.into_iter().map(fetched).collect(),
+            stated: ledger.submissions(window)?.into_iter().filter_map(fetched).collect(),
             files: Vec::new(),
         })
     }

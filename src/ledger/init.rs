@@ -54,6 +54,8 @@ pub struct InitOptions<'a> {
     pub rule: SparseMeanSgd,
     /// Records tensors that the rule cannot take instead of refusing them.
     pub frozen: bool,
+    /// Who may submit.
+    pub miners: MinersPolicy,
     /// Where the log key lies or is made, if not in the ledger.
     pub key_file: Option<&'a Path>,
 }
@@ -100,13 +102,16 @@ fn list(names: &[String]) -> String {
     }
 }
 
+/// Tensors that a rule does not take, with the reason.
+pub type FrozenTensors = Vec<(String, Unblockable)>;
+
 /// What an init came to.
 #[derive(Debug)]
 pub struct InitReport {
     /// The ledger, open for reading.
     pub ledger: Ledger,
     /// Tensors that the rule does not take, and why.
-    pub frozen: Vec<(String, Unblockable)>,
+    pub frozen: FrozenTensors,
     /// What was not taken from the checkpoint: optimizer state, non-tensors, other prefixes.
     pub left_out: Vec<String>,
 }
@@ -186,7 +191,7 @@ struct StateTensor {
 fn states(
     checkpoint: &Checkpoint,
     options: &InitOptions<'_>,
-) -> Result<(Vec<StateTensor>, Vec<(String, Unblockable)>), LedgerError> {
+) -> Result<(Vec<StateTensor>, FrozenTensors), LedgerError> {
     let (mut states, mut frozen) = (Vec::new(), Vec::new());
     for (source, spec) in checkpoint.tensors().iter().enumerate() {
         let spec = match Grid::of(spec, options.rule.chunk) {
@@ -288,7 +293,7 @@ fn start_logs(
         model,
         rule: Rule::SparseMeanSgd(options.rule.clone()),
         log_keys,
-        miners: MinersPolicy::Listed,
+        miners: options.miners.clone(),
         netuid: None,
         chain_genesis: None,
         anchor_hotkey: None,

@@ -15,10 +15,11 @@ pub mod init;
 pub mod replay;
 pub mod seal;
 pub mod show;
+pub mod submit;
 pub mod writer;
 
 use crate::{
-    codec::layout::Layout,
+    codec::{layout::Layout, statement::StatementError},
     export::ExportError,
     fold::FoldError,
     import::checkpoint::ImportError,
@@ -31,15 +32,16 @@ use crate::{
         files::{Disk, Files},
         lock::LockError,
         log::{LogError, LogReader},
+        open_round::OpenRound,
         place::Place,
     },
     types::{
         digest::Digest,
         json,
         manifest::{ManifestError, ManifestId},
-        record::{Genesis, RoundRecord, RoundsEntry},
+        record::{Genesis, MinersPolicy, RoundRecord, RoundsEntry},
         rule::{Rule, RuleError, SparseMeanSgd},
-        submission::Submission,
+        submission::{Miner, Submission},
         tensor::TensorError,
     },
 };
@@ -72,6 +74,8 @@ pub enum LedgerError {
     #[error(transparent)]
     Note(#[from] KeyError),
     #[error(transparent)]
+    Statement(#[from] StatementError),
+    #[error(transparent)]
     Rule(#[from] RuleError),
     #[error(transparent)]
     Tensor(#[from] TensorError),
@@ -96,7 +100,7 @@ pub enum LedgerError {
     #[error("{0}")]
     Peers(#[from] import::PeersError),
     #[error("{0}")]
-    Disagrees(#[from] check::Disagreement),
+    Disagrees(#[from] Box<check::Disagreement>),
     #[error(
         "sealing round {round}: element {element} of {tensor} would become NaN or infinite; \
          nothing was sealed. The native rule does not store such a value"
@@ -106,8 +110,18 @@ pub enum LedgerError {
     NoTensor { name: String },
     #[error("the record of round {round} would take {bytes} bytes, more than a log entry holds")]
     RecordBytes { round: u64, bytes: usize },
+    #[error("the thread that appends submissions has ended")]
+    SubmitterGone,
+    #[error("the submission was not appended: {reason}")]
+    Submit { reason: String },
     #[error("making {threads} threads: {source}")]
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+}
+
+impl From<check::Disagreement> for LedgerError {
+    fn from(found: check::Disagreement) -> Self {
+        Self::Disagrees(Box::new(found))
+    }
 }
 
 impl From<LogError> for LedgerError {
@@ -296,6 +310,25 @@ impl Ledger {
     /// [`StoreError`] if its manifest is missing or not `id`'s.
     pub fn checkpoint(&self, id: ManifestId) -> Result<StoredCheckpoint, StoreError> {
         StoredCheckpoint::open(&self.place, id)
+    }
+
+    /// Takes up what was appended to the submissions log.
+    fn refresh_submissions(&mut self) -> Result<(), LedgerError> {
+        self.submissions = LogReader::open(self.place.files.clone(), &self.place.submissions_log())?;
+        Ok(())
+    }
+
+    /// Who is expected in `round`, and who takes the places of the missing.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::RoundNotOpen`] if nobody has said so for this round.
+    pub fn expected_miners(&self, round: u64) -> Result<(Vec<Miner>, Vec<Miner>), LedgerError> {
+        if let MinersPolicy::Hotkeys(keys) = &self.genesis.miners {
+            return Ok((keys.iter().copied().map(Miner::Hotkey).collect(), Vec::new()));
+        }
+        let open = OpenRound::load(&self.place)?.filter(|open| open.round == round);
+        open.map(|open| (open.listed, open.reserve)).ok_or(LedgerError::RoundNotOpen { round })
     }
 
     /// The fold rule's parameters.

@@ -12,7 +12,6 @@ use crate::{
     store::{
         StoreError,
         artifacts::{CheckpointWriter, StoredCheckpoint, StoredDelta},
-        open_round::OpenRound,
         place::Place,
         segment::{self, SegmentError},
     },
@@ -138,9 +137,7 @@ fn dispose_round(
     if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
         return Err(LedgerError::RoundOrder { round, last });
     }
-    let open = OpenRound::load(ledger.place())?
-        .filter(|open| open.round == round)
-        .ok_or(LedgerError::RoundNotOpen { round })?;
+    let (listed, reserve) = ledger.expected_miners(round)?;
     let window = Window {
         start: ledger.window_start(),
         end: ledger.submissions_log().size(),
@@ -151,8 +148,8 @@ fn dispose_round(
     let expected = Expected {
         round,
         base,
-        listed: &open.listed,
-        reserve: &open.reserve,
+        listed: &listed,
+        reserve: &reserve,
         dialect: ledger.rule().dialect,
     };
     let dispositions = dispose(expected, &submissions);
@@ -162,8 +159,8 @@ fn dispose_round(
         base,
         rule: ledger.genesis().rule.clone(),
         window,
-        listed: open.listed,
-        reserve: open.reserve,
+        listed,
+        reserve,
         dispositions,
     };
     Ok((disposed, submissions))

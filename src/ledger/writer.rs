@@ -90,7 +90,7 @@ impl LedgerWriter {
     pub fn append_submissions(&mut self, entries: &[Submission]) -> Result<u64, LedgerError> {
         let bytes: Vec<_> = entries.iter().map(json::to_vec).collect();
         let range = self.submissions.append(&bytes)?;
-        self.reload()?;
+        self.ledger.refresh_submissions()?;
         Ok(range.start)
     }
 

@@ -173,13 +173,9 @@ impl StoredDelta {
             DeltaGroup::Code => self.segments.code(name),
             DeltaGroup::Book => self.segments.book(name),
         };
-        let reader = source
-            .and_then(|source| Ok((source, bytes)))
-            .map_err(|error| named(&what, error))
-            .and_then(|(source, bytes)| {
-                let digests = self.hashes.digests(position)?;
-                VerifiedReader::new(source, digests, bytes).map_err(|error| named(&what, error))
-            })?;
+        let source = source.map_err(|error| named(&what, error))?;
+        let reader = VerifiedReader::new(source, self.hashes.digests(position)?, bytes)
+            .map_err(|error| named(&what, error))?;
         Ok(ArtifactReader { what, reader })
     }
 

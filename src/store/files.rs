@@ -224,23 +224,24 @@ pub fn write_whole(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<(
     files.sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Creates a directory and those above it, durably as far as they were not there.
+/// Creates a directory and those above it, all their names durable.
+///
+/// Those that are there already too: a process that was killed may have made them and not synced.
 ///
 /// # Errors
 ///
 /// The operating system's.
 pub fn create_dir_durable(files: &dyn Files, path: &Path) -> io::Result<()> {
-    let mut made = path;
-    let mut parents = vec![];
-    while let Some(parent) = made.parent() {
-        parents.push(if parent == Path::new("") { Path::new(".") } else { parent });
-        if parent == Path::new("") || files.exists(parent)? {
-            break;
-        }
-        made = parent;
-    }
     files.create_dir_all(path)?;
-    parents.into_iter().rev().try_for_each(|parent| files.sync_dir(parent))
+    for parent in path.ancestors().skip(1) {
+        let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+        match files.sync_dir(parent) {
+            // Nothing was made by us in a directory that we may not even read.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
+            synced => synced?,
+        }
+    }
+    Ok(())
 }
 
 /// Reads a whole file of at most `bytes_max` bytes.

@@ -64,18 +64,23 @@ pub enum HashesError {
     Manifest { path: PathBuf, source: ManifestError },
     #[error("{path}: the descriptors give {found:?}, not {expected:?}", path = path.display())]
     OtherManifest { path: PathBuf, expected: ManifestId, found: ManifestId },
-    #[error("{path}: {group}/{name:?} has {found} digests for {expected} pieces", path = path.display())]
-    Count { path: PathBuf, group: String, name: String, expected: u64, found: u64 },
-    #[error("{path}: {group}/{name:?} has its digests at {start}, beyond {digests}", path = path.display())]
-    Start { path: PathBuf, group: String, name: String, start: u64, digests: u64 },
-    #[error("{path}: the digests of {group}/{name:?} give {found}, not {expected}", path = path.display())]
-    Root { path: PathBuf, group: String, name: String, expected: Digest, found: Digest },
+    #[error("{path}: {artifact} has {found} digests for {expected} pieces", path = path.display())]
+    Count { path: PathBuf, artifact: String, expected: u64, found: u64 },
+    #[error("{path}: {artifact} has its digests at {start}, beyond {digests}", path = path.display())]
+    Start { path: PathBuf, artifact: String, start: u64, digests: u64 },
+    #[error("{path}: the digests of {artifact} give {found}, not {expected}", path = path.display())]
+    Root { path: PathBuf, artifact: String, expected: Digest, found: Digest },
     #[error("{path}: no artifact {index}; there are {count}", path = path.display())]
     Artifact { path: PathBuf, index: usize, count: usize },
 }
 
 fn io_at(path: &Path) -> impl FnOnce(io::Error) -> HashesError + '_ {
     move |source| HashesError::Io { path: path.to_owned(), source }
+}
+
+/// How errors name an artifact.
+fn artifact_name(Descriptor { group, name, .. }: &Descriptor) -> String {
+    format!("{group}/{name:?}")
 }
 
 /// Writes a hashes file: digests as they are found, the descriptors last, since they hold the roots.
@@ -150,8 +155,8 @@ impl HashesWriter {
             self.artifacts.get(&(group.clone(), name.clone())).copied().unwrap_or_default();
         let expected = piece_count(*bytes);
         if found != expected {
-            let (path, group, name) = (self.path.clone(), group.clone(), name.clone());
-            return Err(HashesError::Count { path, group, name, expected, found });
+            let (path, artifact) = (self.path.clone(), artifact_name(descriptor));
+            return Err(HashesError::Count { path, artifact, expected, found });
         }
         Ok(start)
     }
@@ -222,17 +227,17 @@ impl HashesReader {
         let Some(descriptor) = descriptors.get(index) else {
             return Err(HashesError::Artifact { path, index, count });
         };
-        let (group, name) = (descriptor.group.clone(), descriptor.name.clone());
+        let artifact = artifact_name(descriptor);
         let (start, pieces) = (self.starts[index], piece_count(descriptor.bytes));
         // What lies within the file is bounded by it, whatever the descriptor says.
         if start.checked_add(pieces).is_none_or(|end| end > self.digests) {
-            return Err(HashesError::Start { path, group, name, start, digests: self.digests });
+            return Err(HashesError::Start { path, artifact, start, digests: self.digests });
         }
         let mut digests = vec![Digest::default(); pieces as usize];
         self.read_digests(start, &mut digests)?;
         let (expected, found) = (descriptor.root, artifact_root(&digests));
         if found != expected {
-            return Err(HashesError::Root { path, group, name, expected, found });
+            return Err(HashesError::Root { path, artifact, expected, found });
         }
         Ok(digests)
     }

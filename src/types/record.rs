@@ -67,12 +67,14 @@ pub struct LogKeys {
 }
 
 /// Who may submit to a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum MinersPolicy {
     /// The miners that the operator lists for each round.
     Listed,
+    /// These hotkeys, in every round.
+    Hotkeys(Vec<Digest>),
 }
 
 /// A sealed round: what went in, what came of each submission, what came out.

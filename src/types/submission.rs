@@ -75,6 +75,75 @@ impl<'de> Deserialize<'de> for Miner {
 pub enum Submission {
     /// A file that the operator fetched for a miner who signs nothing.
     Fetched(Fetched),
+    /// A delta that a miner signed for.
+    Signed(Signed),
+}
+
+/// A miner's signed statement, as it was received.
+///
+/// The signature is over the 162 bytes of `schema/statement.md`. Only statements whose signature
+/// holds enter the log; whether the delta counts is for the round's dispositions to say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Signed {
+    /// The round the delta is for.
+    pub round: u64,
+    /// Root of the manifest of the state it was made from.
+    pub base: Digest,
+    /// The delta.
+    pub delta: ManifestId,
+    /// The miner's sr25519 public key.
+    pub hotkey: Digest,
+    /// The hotkey's signature.
+    pub signature: SignatureHex,
+    /// What intake found wrong in the delta, whose bytes are kept all the same.
+    pub refused: Option<Refusal>,
+}
+
+/// A 64-byte signature, 128 lower-case hex digits in JSON.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SignatureHex(pub [u8; 64]);
+
+impl fmt::Debug for SignatureHex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Serialize for SignatureHex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&format!("{self:?}"))
+    }
+}
+
+impl<'de> Deserialize<'de> for SignatureHex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        // Two digests' worth of digits, read by the one reader of hex that there is.
+        let text = String::deserialize(deserializer)?;
+        let half = |range: std::ops::Range<usize>| {
+            text.get(range).and_then(|half| half.parse::<Digest>().ok())
+        };
+        match (text.len(), half(0..64), half(64..128)) {
+            (128, Some(first), Some(second)) => {
+                let mut bytes = [0; 64];
+                bytes[..32].copy_from_slice(first.as_bytes());
+                bytes[32..].copy_from_slice(second.as_bytes());
+                Ok(Self(bytes))
+            }
+            _ => Err(D::Error::custom("a signature is 128 lower-case hex digits")),
+        }
+    }
+}
+
+/// What a submission brings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content<'a> {
+    /// A delta that intake found good.
+    Delta(ManifestId),
+    /// Something that intake refuses.
+    Refused(&'a Refusal),
+    /// A file that was not read.
+    Unread,
 }
 
 /// A foreign file, as the operator read it.
@@ -117,6 +186,7 @@ impl Submission {
     pub fn miner(&self) -> Miner {
         match self {
             Self::Fetched(fetched) => Miner::Uid(fetched.uid),
+            Self::Signed(signed) => Miner::Hotkey(signed.hotkey),
         }
     }
 
@@ -124,6 +194,30 @@ impl Submission {
     pub fn round(&self) -> u64 {
         match self {
             Self::Fetched(fetched) => fetched.round,
+            Self::Signed(signed) => signed.round,
+        }
+    }
+
+    /// Root of the manifest of the state it was made from.
+    pub fn base(&self) -> Digest {
+        match self {
+            Self::Fetched(fetched) => fetched.base.root,
+            Self::Signed(signed) => signed.base,
+        }
+    }
+
+    /// What it brings.
+    pub fn content(&self) -> Content<'_> {
+        match self {
+            Self::Fetched(fetched) => match &fetched.outcome {
+                Outcome::Delta(id) => Content::Delta(*id),
+                Outcome::Refused(refusal) => Content::Refused(refusal),
+                Outcome::Unread => Content::Unread,
+            },
+            Self::Signed(signed) => match &signed.refused {
+                Some(refusal) => Content::Refused(refusal),
+                None => Content::Delta(signed.delta),
+            },
         }
     }
 
@@ -131,6 +225,7 @@ impl Submission {
     pub fn file(&self) -> Option<&str> {
         match self {
             Self::Fetched(fetched) => Some(&fetched.file),
+            Self::Signed(_) => None,
         }
     }
 }

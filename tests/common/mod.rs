@@ -1,4 +1,7 @@
-//! What several test files need.
+//! What the tests of several files share.
+#![allow(dead_code)] // Each test file uses a part.
+
+pub mod memfs;
 
 use std::path::PathBuf;
 
@@ -8,4 +11,22 @@ pub fn golden() -> PathBuf {
         || PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")),
         PathBuf::from,
     )
+}
+
+/// Random numbers that a seed repeats (SplitMix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
 }

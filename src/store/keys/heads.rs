@@ -76,7 +76,7 @@ pub enum GuardError {
         /// The record.
         path: PathBuf,
         /// Which log.
-        origin: String,
+        origin: Box<str>,
         /// Entries of both heads.
         size: u64,
         /// The root that was signed.
@@ -87,11 +87,22 @@ pub enum GuardError {
     /// A key without its record could contradict what it signed.
     #[error(
         "{path}: the record of what the log key signed is missing; copy it from where the key came \
-         from. Only if this key never signed anything: write {{}} there"
+         from"
     )]
     Absent {
         /// The record.
         path: PathBuf,
+    },
+    /// The record says nothing about a log that is there: it is not the one of its key.
+    #[error(
+        "{path}: no head of {origin} is recorded here, though there is such a log; copy the record \
+         from where the key came from"
+    )]
+    Unknown {
+        /// The record.
+        path: PathBuf,
+        /// Which log.
+        origin: String,
     },
     /// The record is damaged.
     #[error("{path}: {source}")]
@@ -168,6 +179,18 @@ impl HeadGuard {
         Ok(newest.map(head))
     }
 
+    /// As [`Self::newest`], of a log that is there: its first head was recorded before its files.
+    ///
+    /// A key that takes over a log from another key admits its head first.
+    ///
+    /// # Errors
+    ///
+    /// [`GuardError::Unknown`] if none was signed: this is not the record of the log's key.
+    pub fn signed(&self, origin: &str) -> Result<TreeHead, GuardError> {
+        let unknown = || GuardError::Unknown { path: self.path.clone(), origin: origin.to_owned() };
+        self.newest(origin)?.ok_or_else(unknown)
+    }
+
     /// Whether the head may be signed; changes nothing.
     ///
     /// # Errors
@@ -211,7 +234,7 @@ impl HeadGuard {
             }
             Some(signed) if signed.size == size && signed.root != head.root => {
                 let (signed, asked) = (signed.root, head.root);
-                Err(GuardError::Fork { path, origin, size, signed, asked })
+                Err(GuardError::Fork { path, origin: origin.into(), size, signed, asked })
             }
             _ => Ok(()),
         }

@@ -14,13 +14,13 @@ use crate::{
         head::TreeHead,
         note::NOTE_BYTES_MAX,
         tile::{
-            BundleId, ENTRY_BYTES_MAX, TILE_WIDTH, TileId, TileNodes, TileNodesError,
-            decode_bundle, decode_tile, encode_tile,
+            BundleId, TILE_WIDTH, TileId, TileNodes, TileNodesError, decode_bundle, decode_tile,
+            encode_tile,
         },
         tree::{Nodes, leaf_hash, root_at},
     },
     store::files::{Files, read_whole, write_whole},
-    types::{digest::Digest, json},
+    types::{digest::Digest, json, record::ENTRY_BYTES_MAX},
 };
 
 /// Where the signed tree head is published; the name is C2SP's.
@@ -106,6 +106,9 @@ pub(super) struct Found {
     pub(super) part: Part,
     pub(super) bytes: Vec<u8>,
 }
+
+/// What [`LogDir::walk`] hands each file to; none for a name that no part has.
+pub(super) type Visit<'a> = dyn FnMut(&Path, Option<Part>) -> Result<(), LogError> + 'a;
 
 /// A log's directory.
 #[derive(Clone)]
@@ -263,10 +266,19 @@ impl LogDir {
         match (first..).zip(stored.iter().zip(computed)).find(|(_, (a, b))| a != b) {
             None => Ok(()),
             Some((index, (&stored, &computed))) => {
-                let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
-                Err(LogError::Hash { path, level, index, stored, computed })
+                Err(self.disagreement(tile, index, stored, computed))
             }
         }
+    }
+
+    fn disagreement(&self, tile: TileId, index: u64, stored: Digest, computed: Digest) -> LogError {
+        let (path, level) = (self.part_path(Part::Tile(tile)), tile.level());
+        if level > 0 {
+            return LogError::Hash { path, level, index, stored, computed };
+        }
+        let bundle = BundleId::new(tile.index(), tile.width()).expect("it has the tile's width");
+        let bundle = self.part_path(Part::Bundle(bundle));
+        LogError::Entry { path: bundle, tile: path.into(), index, stored, computed }
     }
 
     /// The tree of `size` entries, each tile being read once.
@@ -307,19 +319,12 @@ impl LogDir {
         Ok(())
     }
 
-    /// Hands every file below `tile/` to `visit`; none for a name that no part has.
-    pub(super) fn walk(
-        &self,
-        visit: &mut dyn FnMut(&Path, Option<Part>) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    /// Hands every file below `tile/` to `visit`.
+    pub(super) fn walk(&self, visit: &mut Visit<'_>) -> Result<(), LogError> {
         self.walk_below("tile", visit)
     }
 
-    fn walk_below(
-        &self,
-        relative: &str,
-        visit: &mut dyn FnMut(&Path, Option<Part>) -> Result<(), LogError>,
-    ) -> Result<(), LogError> {
+    fn walk_below(&self, relative: &str, visit: &mut Visit<'_>) -> Result<(), LogError> {
         let path = self.path.join(relative);
         let names = match self.files.list(&path) {
             Ok(names) => names,

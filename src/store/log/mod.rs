@@ -15,7 +15,10 @@ mod tiler;
 mod verify;
 mod writer;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -162,14 +165,28 @@ pub enum LogError {
         /// As computed.
         computed: Digest,
     },
-    /// A stored hash is not that of what lies below it: of an entry, or of 256 hashes.
+    /// An entry is not what its leaf hash says.
+    #[error("{path}: entry {index} has the leaf hash {computed}, but {} says {stored}", tile.display())]
+    Entry {
+        /// The bundle.
+        path: PathBuf,
+        /// The tile.
+        tile: Box<Path>,
+        /// The entry's index in the log.
+        index: u64,
+        /// As the tile has it.
+        stored: Digest,
+        /// As the entry gives it.
+        computed: Digest,
+    },
+    /// A stored hash is not that of the 256 hashes below it.
     #[error("{path}: hash {index} of level {level} is {stored}, but {computed} by what lies below")]
     Hash {
         /// The tile.
         path: PathBuf,
-        /// Its level.
+        /// Its level, at least 1.
         level: u8,
-        /// The hash's index within the level; at level 0 that is the entry's.
+        /// The hash's index within the level.
         index: u64,
         /// As stored.
         stored: Digest,

@@ -1,6 +1,6 @@
 //! Opening a log to write: what a crash left behind is put right, or named.
 
-use std::{collections::BTreeSet, io, path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use super::{
     LogError, LogWriter, TreeState,
@@ -123,37 +123,29 @@ fn check_past(
     // The guard first: it says what to do about a log that is older than what was signed.
     let committed = TreeHead { origin: state.origin.clone(), size: state.size, root: state.root };
     signer.guard().check(&committed)?;
-    let signed = signer.guard().newest(signer.origin())?;
-    let past = [(signer.guard().path().to_owned(), signed.as_ref()), (dir.head_path(), published)];
-    for (path, head) in past {
-        if let Some(head) = head {
-            dir.check_head(path, head, state.size)?;
-        }
+    let signed = signer.guard().signed(&state.origin)?;
+    dir.check_head(signer.guard().path().to_owned(), &signed, state.size)?;
+    match published {
+        Some(head) => dir.check_head(dir.head_path(), head, state.size),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Removes what is beyond the committed tree, and partial files that wider ones replaced.
 fn sweep(dir: &LogDir, size: u64) -> Result<(), LogError> {
-    let mut stale = BTreeSet::new();
+    let mut stale = vec![];
     dir.walk(&mut |path, part| {
         // Names that no log has are left to the check, which says so.
         if let Some(part) = part
             && part.at_size(size) != Some(part)
         {
-            stale.insert(path.to_owned());
+            stale.push(path.to_owned());
         }
         Ok(())
     })?;
-    let mut parents = BTreeSet::new();
+    // Not synced: a name that comes back is removed by the next writer before it appends.
     for path in stale {
-        let removed = dir.files.remove(&path);
-        parents.extend(path.parent().map(Path::to_owned));
-        removed.map_err(|source| LogError::Io { path, source })?;
-    }
-    // Uncommitted files must not come back once the tree has grown past them.
-    for path in parents {
-        dir.files.sync_dir(&path).map_err(|source| LogError::Io { path, source })?;
+        dir.files.remove(&path).map_err(|source| LogError::Io { path, source })?;
     }
     Ok(())
 }

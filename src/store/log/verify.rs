@@ -29,8 +29,8 @@ impl LogReader {
         // Read after the head, so it is never behind, whatever a writer does meanwhile.
         let state = dir.read_state()?;
         if state.origin != self.head.origin {
-            let (expected, found) = (state.origin, self.head.origin.clone());
-            return Err(LogError::Origin { path: dir.head_path(), expected, found });
+            let (expected, found) = (self.head.origin.clone(), state.origin);
+            return Err(LogError::Origin { path: dir.state_path(), expected, found });
         }
         if self.head.size > state.size {
             let (path, stated) = (dir.head_path(), self.head.size);

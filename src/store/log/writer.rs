@@ -17,14 +17,14 @@ use crate::{
     merkle::{
         head::TreeHead,
         note::VerifierKey,
-        tile::{BundleId, ENTRY_BYTES_MAX, TILE_WIDTH, bundles_grown, encode_tile, push_entry},
+        tile::{BundleId, TILE_WIDTH, bundles_grown, encode_tile, push_entry},
         tree::{empty_root, leaf_hash},
     },
     store::{
         files::{Files, create_dir_durable},
         keys::heads::HeadSigner,
     },
-    types::digest::Digest,
+    types::{digest::Digest, record::ENTRY_BYTES_MAX},
 };
 
 /// The one writer of a log. Open it under the ledger's writer lock.

@@ -111,6 +111,7 @@ pub struct DeltaWriter<'f> {
     bins: usize,
     bits: u64,
     layouts: BTreeMap<RowLayout, Layout>,
+    /// Tensors that were started.
     seen: BTreeSet<String>,
     books: BTreeMap<String, Vec<u8>>,
 }
@@ -194,8 +195,14 @@ impl<'f> DeltaWriter<'f> {
     ///
     /// # Errors
     ///
-    /// [`SegmentError::Io`], fatal.
+    /// [`SegmentError::Missing`] for a tensor that was started only; [`SegmentError::Io`], fatal.
     pub fn finish(mut self) -> Result<(), SegmentError> {
+        for name in self.layouts.values().flat_map(|layout| &layout.tensors) {
+            self.seen.remove(name);
+        }
+        if let Some(tensor) = self.seen.pop_first() {
+            return Err(SegmentError::Missing { path: self.dir, tensor });
+        }
         for Layout { mut draft, tensors } in std::mem::take(&mut self.layouts).into_values() {
             draft.key(TENSORS, serde_json::Value::from(tensors).to_string());
             draft.finish()?;

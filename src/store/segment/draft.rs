@@ -6,7 +6,7 @@
 //! written as they come: PLAIN bytes are the logical bytes.
 
 use std::{
-    io::{self, Write},
+    io::{self, BufWriter, Write},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -39,17 +39,21 @@ use crate::store::files::{Files, WriteFile};
 /// Version of the Parquet format that the files claim: data pages of version 1.
 const FORMAT: i32 = 1;
 
+/// Bytes gathered for one write: a header and a page at a time take a fifth longer.
+const BUFFER_BYTES: usize = 1 << 20;
+
 /// The file below Parquet's writers, which flush when dropped and then have nobody to tell.
 #[derive(Clone)]
 struct Sink(Arc<Mutex<SinkState>>);
 
 struct SinkState {
-    file: Box<dyn WriteFile>,
+    file: BufWriter<Box<dyn WriteFile>>,
     failed: Option<io::Error>,
 }
 
 impl Sink {
     fn new(file: Box<dyn WriteFile>) -> Self {
+        let file = BufWriter::with_capacity(BUFFER_BYTES, file);
         Self(Arc::new(Mutex::new(SinkState { file, failed: None })))
     }
 
@@ -66,7 +70,7 @@ impl Sink {
         let mut state = self.state();
         match state.failed.take() {
             Some(error) => Err(error),
-            None => state.file.sync(),
+            None => state.file.flush().and_then(|()| state.file.get_mut().sync()),
         }
     }
 }
@@ -85,8 +89,9 @@ impl Write for Sink {
         written
     }
 
+    /// Keeps what is buffered: Parquet flushes at every page, the file needs it once.
     fn flush(&mut self) -> io::Result<()> {
-        self.state().file.flush()
+        Ok(())
     }
 }
 

@@ -49,6 +49,18 @@ pub enum SegmentError {
     )]
     Index { path: PathBuf, row_group: usize, column: usize, file_bytes: u64 },
     #[error(
+        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}, the file {file_bytes}",
+        path = path.display()
+    )]
+    Chunk {
+        path: PathBuf,
+        row_group: usize,
+        column: usize,
+        offset: i64,
+        bytes: i64,
+        file_bytes: u64,
+    },
+    #[error(
         "{path}: row group {row_group}: page {page} of {rows} rows in {page_bytes} bytes at {offset} \
          leaves {free_start}..{free_end} or is no page of {width}-byte values",
         path = path.display()

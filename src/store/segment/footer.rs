@@ -159,6 +159,25 @@ impl SegmentFile {
         if plain { Ok((group, chunk)) } else { Err(refused()) }
     }
 
+    /// One column of one row group, and its row group, for a reader of all its pages in turn.
+    ///
+    /// Parquet 60 asserts that its start and length are not negative.
+    pub(super) fn whole_chunk(
+        &self,
+        row_group: usize,
+        column: usize,
+    ) -> Result<(&RowGroupMetaData, &ColumnChunkMetaData), SegmentError> {
+        let (group, chunk) = self.chunk(row_group, column)?;
+        let (offset, bytes) = (chunk.data_page_offset(), chunk.compressed_size());
+        let end = u64::try_from(offset).ok().zip(u64::try_from(bytes).ok());
+        let end = end.and_then(|(offset, bytes)| offset.checked_add(bytes));
+        if end.is_none_or(|end| end > self.footer_at) {
+            let (path, file_bytes) = (self.path.clone(), self.footer_at);
+            return Err(SegmentError::Chunk { path, row_group, column, offset, bytes, file_bytes });
+        }
+        Ok((group, chunk))
+    }
+
     /// The values of a page: the last `rows x width` bytes of where it lies. None if that is not
     /// free, not within the file, or not a page of the rows up to `end`.
     fn body(

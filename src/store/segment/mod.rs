@@ -11,7 +11,7 @@
 //! Cost: a page of 64 KiB is one copy and one write, or one read into the caller's buffer. In memory
 //! are one page a writer, 16 bytes a page a reader.
 
-pub mod column;
+mod column;
 pub mod delta;
 pub mod dispositions;
 mod draft;
@@ -25,6 +25,7 @@ pub mod verified;
 
 use std::sync::Arc;
 
+pub use column::FixedColumn;
 pub use error::SegmentError;
 pub use verified::VerifiedReader;
 

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use gradledger_kernels::sha256::{Digest32, hash_pieces};
+use gradledger_kernels::sha256::hash_pieces;
 use rayon::prelude::*;
 
 use super::{LogicalBytes, check_range, error::SegmentError};
@@ -11,14 +11,14 @@ use crate::types::{
     manifest::{PIECE_BYTES, piece_count},
 };
 
+/// Pieces read and hashed by one task: they stay in a core's cache from the read to the hash.
+const TASK_PIECES: usize = 8;
+
 /// Bytes of a piece, in memory.
 const PIECE: usize = PIECE_BYTES as usize;
 
-/// Pieces that one thread reads, then hashes: 1 MiB, which is still in its cache then.
-const RUN_PIECES: usize = 16;
-
-/// Pieces that all threads together read before their digests are compared.
-const PIECES_AT_ONCE: usize = 512;
+/// Pieces read at once: 8 MiB, enough for 16 cores.
+const RUN_PIECES: usize = 128;
 
 /// Reads logical bytes and trusts none of them: only pieces with the right digest come out.
 ///
@@ -125,7 +125,7 @@ impl VerifiedReader {
         let to_end = self.position + buffer.len() as u64 == self.len();
         let whole = if to_end { buffer.len() } else { buffer.len() / PIECE * PIECE };
         let read = if skip == 0 && whole > 0 && self.piece_number != Some(number) {
-            let run = whole.min(PIECES_AT_ONCE * PIECE);
+            let run = whole.min(RUN_PIECES * PIECE);
             self.read_checked(number, &mut buffer[..run])?;
             run
         } else {
@@ -154,27 +154,37 @@ impl VerifiedReader {
         Ok(())
     }
 
-    /// Reads whole pieces from piece `first` on and compares their digests.
+    /// Reads whole pieces from piece `first` on and compares their digests, in parallel on the current
+    /// rayon pool. Of several wrong ones the first is named.
     fn read_checked(&self, first: u64, pieces: &mut [u8]) -> Result<(), SegmentError> {
-        let read = |(run, pieces): (usize, &mut [u8])| {
-            self.read_hashed(first + (run * RUN_PIECES) as u64, pieces)
-        };
-        let runs = pieces.par_chunks_mut(RUN_PIECES * PIECE).enumerate();
-        let found = runs.map(read).collect::<Result<Vec<_>, SegmentError>>()?;
         let expected = &self.digests[first as usize..];
-        for (piece, (expected, found)) in (first..).zip(expected.iter().zip(found.into_iter().flatten())) {
+        let tasks =
+            pieces.par_chunks_mut(TASK_PIECES * PIECE).zip(expected.par_chunks(TASK_PIECES));
+        let outcomes: Vec<_> = (0..tasks.len())
+            .into_par_iter()
+            .zip(tasks)
+            .map(|(task, (pieces, expected))| {
+                self.check(first + (task * TASK_PIECES) as u64, pieces, expected)
+            })
+            .collect();
+        outcomes.into_iter().collect()
+    }
+
+    fn check(
+        &self,
+        first: u64,
+        pieces: &mut [u8],
+        expected: &[Digest],
+    ) -> Result<(), SegmentError> {
+        self.source.read_at(first * PIECE_BYTES, pieces)?;
+        let mut found = Vec::with_capacity(expected.len());
+        hash_pieces(pieces, PIECE, &mut found);
+        for (piece, (&expected, found)) in (first..).zip(expected.iter().zip(found)) {
             let found = Digest(found);
-            if *expected != found {
-                return Err(SegmentError::Piece { piece, expected: *expected, found });
+            if expected != found {
+                return Err(SegmentError::Piece { piece, expected, found });
             }
         }
         Ok(())
-    }
-    /// Reads whole pieces from piece `first` on; gives their digests.
-    fn read_hashed(&self, first: u64, pieces: &mut [u8]) -> Result<Vec<Digest32>, SegmentError> {
-        self.source.read_at(first * PIECE_BYTES, pieces)?;
-        let mut found = Vec::with_capacity(pieces.len().div_ceil(PIECE));
-        hash_pieces(pieces, PIECE, &mut found);
-        Ok(found)
     }
 }

@@ -1,0 +1,202 @@
+//! Admission of our own form of a delta: a directory of delta segments, as a miner's tools write it.
+//!
+//! What does not have the model's shape cannot be what a miner signed, and is answered with its
+//! code. What has the shape is stored whatever its values, so that the statement about it can stand
+//! in the log with the reason why it does not count.
+
+use std::path::Path;
+
+use gradledger_kernels::codes;
+
+use crate::{
+    codec::{
+        book::Book,
+        layout::{DeltaGroup, TensorLayout},
+    },
+    merkle::pieces::{PieceHasher, Pieces},
+    store::{
+        StoreError,
+        files::Disk,
+        place::Place,
+        segment::{
+            LogicalBytes, SegmentError,
+            delta::{DeltaSegments, DeltaTensor, DeltaWriter},
+        },
+    },
+    types::{
+        manifest::ManifestId,
+        refusal::{Code, Refusal},
+    },
+};
+
+use super::admit::{Expected, Faults, Stored, book_refusal, index_fault, small};
+
+/// Bytes of rows that are handled at once.
+const CHUNK_BYTES: u64 = 1 << 20;
+
+/// What became of a directory of segments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NativeAdmission {
+    /// It is stored; `refused` says what is wrong with its values, if anything is.
+    Stored {
+        /// What it is.
+        delta: ManifestId,
+        /// Why it does not count.
+        refused: Option<Refusal>,
+    },
+    /// It does not have the model's shape, and nothing is stored.
+    Malformed(Refusal),
+}
+
+/// Checks the delta segments in `dir` against the model and stores them.
+///
+/// `scratch` names a directory below `tmp/` that no other call uses at the same time.
+///
+/// # Errors
+///
+/// [`StoreError`] if the ledger's disk fails; what is wrong with the miner's files is an answer.
+pub fn admit_segments(
+    dir: &Path,
+    expected: Expected<'_>,
+    place: &Place,
+    scratch: &str,
+) -> Result<NativeAdmission, StoreError> {
+    let parts = match open_parts(dir, expected) {
+        Ok(parts) => parts,
+        Err(fault) => return Ok(NativeAdmission::Malformed(fault)),
+    };
+    let tmp = place.tmp().join(scratch);
+    let mut stored = Stored { dir: tmp.clone(), pieces: Vec::with_capacity(parts.len()) };
+    let mut faults = Faults::default();
+    let bins = 1 << expected.rule.code_bits();
+    let mut writer = DeltaWriter::create(&*place.files, &tmp, bins)?;
+    for part in &parts {
+        match copy_tensor(part, expected, &mut writer, &mut faults)? {
+            Ok(pieces) => stored.pieces.push(pieces),
+            Err(fault) => {
+                drop(writer);
+                stored.abandon(place)?;
+                return Ok(NativeAdmission::Malformed(fault));
+            }
+        }
+    }
+    writer.finish()?;
+    let delta = stored.commit(place, expected.layout)?;
+    Ok(NativeAdmission::Stored { delta, refused: faults.first() })
+}
+
+/// One tensor of a miner's segments, its three artifacts of the right length.
+struct Part<'a> {
+    tensor: &'a TensorLayout,
+    /// Book, code, index: the order of [`DeltaGroup::ALL`].
+    artifacts: [std::sync::Arc<dyn LogicalBytes>; 3],
+}
+
+fn open_parts<'a>(dir: &Path, expected: Expected<'a>) -> Result<Vec<Part<'a>>, Refusal> {
+    let unreadable = |tensor: Option<&str>, error: SegmentError| {
+        Refusal::new(Code::Truncated, tensor, "delta segments that can be read", error.to_string())
+    };
+    let segments = DeltaSegments::open(&Disk, dir).map_err(|error| unreadable(None, error))?;
+    if let Some(name) = segments.tensors().find(|name| expected.layout.find(name).is_none()) {
+        let want = "a tensor that the rule folds";
+        return Err(Refusal::new(Code::UnknownTensor, Some(name), want, "another one"));
+    }
+    let mut parts = Vec::with_capacity(expected.layout.tensors.len());
+    for tensor in &expected.layout.tensors {
+        let name = tensor.name.as_str();
+        let missing = |_| {
+            Refusal::new(Code::MissingTensor, Some(name), "index, code and book", "not all of them")
+        };
+        let found = segments.layout(name).map_err(missing)?;
+        if found.k != tensor.k {
+            let (want, found) = (tensor.k.to_string(), found.k.to_string());
+            return Err(Refusal::new(Code::WrongTopK, Some(name), want, found));
+        }
+        let artifacts = [
+            segments.book(name).map_err(missing)?,
+            segments.code(name).map_err(missing)?,
+            segments.index(name).map_err(missing)?,
+        ];
+        for (group, artifact) in DeltaGroup::ALL.into_iter().zip(&artifacts) {
+            let want = tensor.artifact(group).map_or(0, |spec| spec.bytes());
+            if artifact.len() != want {
+                let want = format!("{} of {want} bytes", group.name());
+                let found = format!("{} bytes", artifact.len());
+                return Err(Refusal::new(Code::WrongShape, Some(name), want, found));
+            }
+        }
+        parts.push(Part { tensor, artifacts });
+    }
+    Ok(parts)
+}
+
+/// Copies, hashes and checks one tensor; the inner error is the miner's, the outer one ours.
+fn copy_tensor(
+    part: &Part<'_>,
+    expected: Expected<'_>,
+    writer: &mut DeltaWriter<'_>,
+    faults: &mut Faults,
+) -> Result<Result<[Pieces; 3], Refusal>, StoreError> {
+    let Part { tensor, artifacts: [book, code, index] } = part;
+    let mut values = vec![0; small(book.len())];
+    if let Err(error) = book.read_at(0, &mut values) {
+        return Ok(Err(lost(tensor, &error)));
+    }
+    if let Err(error) = Book::from_bytes(&values).check(expected.rule.dialect) {
+        faults.note(book_refusal(&tensor.name, &error));
+    }
+    let mut rows = writer.tensor(&tensor.name, tensor.k, tensor.grid.blocks())?;
+    let index_block = tensor.index_bytes_per_block();
+    let indices = copy(tensor, &**index, index_block, &mut rows, |rows, blocks, first| {
+        if let Some(fault) = index_fault(tensor, blocks, first) {
+            faults.note(fault);
+        }
+        rows.write_index(blocks)
+    })?;
+    let code_block = tensor.code_bytes_per_block();
+    let codes = copy(tensor, &**code, code_block, &mut rows, |rows, blocks, first| {
+        if let Err(error) = codes::check_padding(blocks, small(tensor.k), tensor.code_bits) {
+            let found = format!("{error} (blocks from {first} on)");
+            faults.note(Refusal::new(Code::CodeOutOfRange, Some(&tensor.name), "zero padding", found));
+        }
+        rows.write_code(blocks)
+    })?;
+    let (index, code) = match (indices, codes) {
+        (Ok(index), Ok(code)) => (index, code),
+        (Err(fault), _) | (_, Err(fault)) => return Ok(Err(fault)),
+    };
+    rows.finish()?;
+    writer.book(&tensor.name, &values)?;
+    Ok(Ok([Pieces::of(&values), code, index]))
+}
+
+/// Streams whole blocks of `source` through `take`, and hashes them.
+fn copy(
+    tensor: &TensorLayout,
+    source: &dyn LogicalBytes,
+    block_bytes: u64,
+    rows: &mut DeltaTensor<'_>,
+    mut take: impl FnMut(&mut DeltaTensor<'_>, &[u8], u64) -> Result<(), SegmentError>,
+) -> Result<Result<Pieces, Refusal>, StoreError> {
+    let mut hasher = PieceHasher::new();
+    let mut buffer = Vec::new();
+    let chunk = (CHUNK_BYTES / block_bytes).max(1) * block_bytes;
+    let mut at = 0;
+    while at < source.len() {
+        let now = chunk.min(source.len() - at);
+        buffer.resize(small(now), 0);
+        if let Err(error) = source.read_at(at, &mut buffer) {
+            return Ok(Err(lost(tensor, &error)));
+        }
+        hasher.update(&buffer);
+        take(rows, &buffer, at / block_bytes)?;
+        at += now;
+    }
+    Ok(Ok(hasher.finish()))
+}
+
+/// A miner's file that stopped being readable.
+fn lost(tensor: &TensorLayout, error: &SegmentError) -> Refusal {
+    let want = "delta segments that can be read";
+    Refusal::new(Code::Truncated, Some(&tensor.name), want, error.to_string())
+}
