@@ -130,7 +130,8 @@ fn admit_delta(
         };
     }
     let io = |source| CliError::Io { path: path.to_owned(), source };
-    let source: std::sync::Arc<dyn Source> = std::sync::Arc::new(FileSource::open(path).map_err(io)?);
+    let source: std::sync::Arc<dyn Source> =
+        std::sync::Arc::new(FileSource::open(path).map_err(io)?);
     let gradient = GradientFile::open(source);
     let opened = gradient.as_ref().map(|file| {
         let (archive, delta) = (file.archive(), file.delta());

@@ -401,7 +401,11 @@ fn block_shape(tensor: &TensorLayout) -> Vec<u64> {
     if tensor.rank == 1 { vec![columns] } else { vec![grid.rows / grid.block_rows, columns] }
 }
 
-pub(super) fn index_fault(tensor: &TensorLayout, blocks: &[u8], first_block: u64) -> Option<Refusal> {
+pub(super) fn index_fault(
+    tensor: &TensorLayout,
+    blocks: &[u8],
+    first_block: u64,
+) -> Option<Refusal> {
     let block_len = small(tensor.grid.block_elements());
     let count = blocks.len() / small(tensor.index_bytes_per_block());
     if count == 0 {

@@ -165,9 +165,8 @@ fn repeated(
     counted: Option<&u64>,
     submissions: &[(u64, Submission)],
 ) -> Refusal {
-    let same = |s: &Submission| {
-        s.content() == submission.content() && s.miner() != submission.miner()
-    };
+    let same =
+        |s: &Submission| s.content() == submission.content() && s.miner() != submission.miner();
     let copied = submissions.iter().find(|(_, s)| misplaced(expected, s).is_none() && same(s));
     match (copied, counted) {
         (Some((index, other)), _) if expected.dialect == Dialect::Native => Refusal::new(

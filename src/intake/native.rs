@@ -157,7 +157,12 @@ fn copy_tensor(
     let codes = copy(tensor, &**code, code_block, &mut rows, |rows, blocks, first| {
         if let Err(error) = codes::check_padding(blocks, small(tensor.k), tensor.code_bits) {
             let found = format!("{error} (blocks from {first} on)");
-            faults.note(Refusal::new(Code::CodeOutOfRange, Some(&tensor.name), "zero padding", found));
+            faults.note(Refusal::new(
+                Code::CodeOutOfRange,
+                Some(&tensor.name),
+                "zero padding",
+                found,
+            ));
         }
         rows.write_code(blocks)
     })?;

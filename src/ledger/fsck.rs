@@ -133,7 +133,8 @@ fn deltas(
             report.deltas += 1;
             report.bytes += id.bytes;
         }
-        if let Submission::Fetched(fetched @ Fetched { outcome: Outcome::Refused(_), .. }) = submission
+        if let Submission::Fetched(fetched @ Fetched { outcome: Outcome::Refused(_), .. }) =
+            submission
             && seen.insert(fetched.source_sha256)
         {
             let (round, digest) = (fetched.round, fetched.source_sha256);

@@ -314,7 +314,8 @@ impl Ledger {
 
     /// Takes up what was appended to the submissions log.
     fn refresh_submissions(&mut self) -> Result<(), LedgerError> {
-        self.submissions = LogReader::open(self.place.files.clone(), &self.place.submissions_log())?;
+        self.submissions =
+            LogReader::open(self.place.files.clone(), &self.place.submissions_log())?;
         Ok(())
     }
 

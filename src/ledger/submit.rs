@@ -107,7 +107,10 @@ impl Receipt {
         let statement = statement_of(self.run_id, &signed);
         statement.verify(&signed.signature.0)?;
         if statement.id() != self.statement {
-            return Err(ReceiptError::Statement { expected: self.statement, found: statement.id() });
+            return Err(ReceiptError::Statement {
+                expected: self.statement,
+                found: statement.id(),
+            });
         }
         Ok(signed)
     }
@@ -243,7 +246,8 @@ fn serve(mut writer: LedgerWriter, requests: &Receiver<Request>) -> LedgerWriter
     let mut known = Known::default();
     while let Ok(first) = requests.recv() {
         let mut batch = vec![first];
-        while let Some(more) = (batch.len() < BATCH_MAX).then(|| requests.try_recv().ok()).flatten() {
+        while let Some(more) = (batch.len() < BATCH_MAX).then(|| requests.try_recv().ok()).flatten()
+        {
             batch.push(more);
         }
         let (submissions, answers): (Vec<_>, Vec<_>) =
@@ -311,12 +315,15 @@ pub fn submit_batch(
         let id = submission.statement.id();
         places.push(match check_statement(ledger, submission)? {
             Err(refusal) => Err(refusal),
-            Ok(()) => Ok((id, known.indices.get(&id).copied().unwrap_or_else(|| {
-                *fresh.entry(id).or_insert_with(|| {
-                    entries.push(entry(submission));
-                    size + entries.len() as u64 - 1
-                })
-            }))),
+            Ok(()) => Ok((
+                id,
+                known.indices.get(&id).copied().unwrap_or_else(|| {
+                    *fresh.entry(id).or_insert_with(|| {
+                        entries.push(entry(submission));
+                        size + entries.len() as u64 - 1
+                    })
+                }),
+            )),
         });
     }
     if !entries.is_empty() {
@@ -325,7 +332,8 @@ pub fn submit_batch(
     }
     let log = writer.ledger().submissions_log();
     let receipt = |(statement, index): (Digest, u64)| -> Result<Receipt, LedgerError> {
-        let appended = index.checked_sub(size).and_then(|at| entries.get(usize::try_from(at).ok()?));
+        let appended =
+            index.checked_sub(size).and_then(|at| entries.get(usize::try_from(at).ok()?));
         let bytes = match appended {
             Some(entry) => json::to_vec(entry),
             None => log.entry(index)?,

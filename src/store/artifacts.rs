@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Bytes that are verified at once.
-const CHUNK_BYTES: u64 = 32 << 20;
+const CHUNK_BYTES: u64 = 8 << 20;
 
 /// The logical bytes of one artifact, front to back, each piece checked.
 pub struct ArtifactReader {
