@@ -18,7 +18,7 @@ use std::{
 use gradledger_kernels::{
     Band, Contribution, Findings, KernelError, Step, bytes as f32_bytes, cpu, levels::levels,
 };
-use rayon::ThreadPool;
+use rayon::{ThreadPool, prelude::*};
 
 use crate::{
     codec::{
@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Bytes of state and delta rows in one band, unless one row of blocks is larger.
-pub const BAND_BUDGET_BYTES: u64 = 32 << 20;
+pub const BAND_BUDGET_BYTES: u64 = 16 << 20;
 
 /// One round to apply.
 pub struct RoundFold<'a> {
@@ -254,7 +254,7 @@ fn load_tensor(
         let rows = job.pool.install(|| -> Result<_, StoreError> {
             base.read_exact(f32_bytes::of_f32_mut(&mut state))?;
             let read = |streams: &mut Vec<Streams>| {
-                streams.iter_mut().map(|s| s.rows(tensor, blocks)).collect::<Result<_, _>>()
+                streams.par_iter_mut().map(|s| s.rows(tensor, blocks)).collect::<Result<_, _>>()
             };
             streams.iter_mut().map(read).collect::<Result<Vec<Vec<Rows>>, _>>()
         })?;

@@ -135,7 +135,10 @@ fn expand<const N: usize>(
 pub fn pack_codes(codes: &[u8], k: usize, bits: u32, out: &mut Vec<u8>) -> Result<(), KernelError> {
     assert!(matches!(bits, 2 | 4 | 8), "a code has 2, 4 or 8 bits");
     assert!(k > 0 && codes.len().is_multiple_of(k), "whole blocks of k codes");
+    // First all at once: to look for the place of one that does not fit takes longer.
+    let all = codes.iter().fold(0, |all, code| all | code);
     if bits < 8
+        && all >> bits != 0
         && let Some(position) = codes.iter().position(|&code| code >> bits != 0)
     {
         return Err(KernelError::CodeOutOfRange {
@@ -145,12 +148,24 @@ pub fn pack_codes(codes: &[u8], k: usize, bits: u32, out: &mut Vec<u8>) -> Resul
         });
     }
     out.reserve(codes.len() / k * bytes_per_block(k, bits));
-    for block in codes.chunks_exact(k) {
-        out.extend(block.chunks((8 / bits) as usize).map(|codes| {
-            codes.iter().rev().fold(0, |byte: u8, code| byte.unbounded_shl(bits) | code)
-        }));
+    match bits {
+        2 => pack::<4, 2>(codes, k, out),
+        4 => pack::<2, 4>(codes, k, out),
+        _ => out.extend_from_slice(codes),
     }
     Ok(())
+}
+
+/// `N` codes of `BITS` bits a byte, each block from a new byte on.
+fn pack<const N: usize, const BITS: u32>(codes: &[u8], k: usize, out: &mut Vec<u8>) {
+    let byte = |codes: &[u8]| codes.iter().rev().fold(0, |byte: u8, code| byte << BITS | code);
+    if k.is_multiple_of(N) {
+        out.extend(codes.as_chunks::<N>().0.iter().map(|codes| byte(codes)));
+        return;
+    }
+    for block in codes.chunks_exact(k) {
+        out.extend(block.chunks(N).map(byte));
+    }
 }
 
 /// Appends to `out` the codes of `code`, one a byte. The inverse of [`pack_codes`].

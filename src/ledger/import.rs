@@ -38,10 +38,13 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, writer::LedgerWriter};
+use super::{Ledger, LedgerError, thread_pool, writer::LedgerWriter};
 
 /// Bytes of a file that are hashed at once.
 const CHUNK_BYTES: u64 = 4 << 20;
+
+/// More than one, since a reader waits while its delta is synced.
+const READERS_PER_CORE: usize = 2;
 
 /// Where a round's deltas lie.
 #[derive(Clone, Debug)]
@@ -292,14 +295,14 @@ impl Import {
         let mut present: Vec<u16> =
             uids.iter().copied().filter(|uid| self.found.contains_key(uid)).collect();
         present.sort_unstable();
+        let pool = thread_pool(READERS_PER_CORE * rayon::current_num_threads())?;
         // A few at a time, so that a killed import has stated what it had read.
-        for uids in present.chunks(rayon::current_num_threads()) {
+        for uids in present.chunks(2 * pool.current_num_threads()) {
             let place = writer.ledger().place();
             let read = |&uid: &u16| self.read(place, uid, progress);
-            let fetched = uids.par_iter().map(read).collect::<Result<Vec<_>, LedgerError>>()?;
-            for fetched in fetched {
-                self.state(writer, fetched)?;
-            }
+            let read_all = || uids.par_iter().map(read).collect::<Result<Vec<_>, LedgerError>>();
+            let fetched = pool.install(read_all)?;
+            self.state(writer, fetched)?;
         }
         Ok(())
     }
@@ -315,7 +318,7 @@ impl Import {
             let Some(found) = self.found.get(uid) else { continue };
             let source = open_file(&found.path)?;
             let fetched = self.statement(found, &source, progress, Outcome::Unread)?;
-            self.state(writer, fetched)?;
+            self.state(writer, vec![fetched])?;
         }
         Ok(())
     }
@@ -386,25 +389,28 @@ impl Import {
         })
     }
 
-    /// Appends a statement unless the same one stands in the open window.
-    fn state(&mut self, writer: &mut LedgerWriter, fetched: Fetched) -> Result<(), LedgerError> {
-        let stated = self.stated.iter().find(|(_, s)| *s == fetched).map(|(index, _)| *index);
-        let index = match stated {
-            Some(index) => index,
-            None => writer.append_submissions(&[Submission::Fetched(fetched.clone())])?,
-        };
-        let (outcome, reason) = match &fetched.outcome {
-            Outcome::Delta(_) => ("delta", None),
-            Outcome::Refused(refusal) => ("refused", Some(refusal.to_string())),
-            Outcome::Unread => ("unread", None),
-        };
-        self.files.push(ImportedFile {
-            uid: fetched.uid,
-            file: fetched.file,
-            index,
-            outcome,
-            reason,
-        });
+    /// Appends, in one commit, the statements that do not stand in the open window yet.
+    fn state(
+        &mut self,
+        writer: &mut LedgerWriter,
+        fetched: Vec<Fetched>,
+    ) -> Result<(), LedgerError> {
+        let stands = |fetched: &Fetched| self.stated.iter().any(|(_, stated)| stated == fetched);
+        let new: Vec<_> = fetched.iter().filter(|fetched| !stands(fetched)).cloned().collect();
+        let entries: Vec<_> = new.iter().cloned().map(Submission::Fetched).collect();
+        let first = writer.append_submissions(&entries)?;
+        self.stated.extend((first..).zip(new));
+        for fetched in fetched {
+            let stated = self.stated.iter().find(|(_, stated)| *stated == fetched);
+            let (index, _) = *stated.expect("it stood there or was appended");
+            let (outcome, reason) = match &fetched.outcome {
+                Outcome::Delta(_) => ("delta", None),
+                Outcome::Refused(refusal) => ("refused", Some(refusal.to_string())),
+                Outcome::Unread => ("unread", None),
+            };
+            let (uid, file) = (fetched.uid, fetched.file);
+            self.files.push(ImportedFile { uid, file, index, outcome, reason });
+        }
         Ok(())
     }
 

@@ -1,0 +1,76 @@
+//! Memory does not grow with the model: `seal` and `replay` stream, whatever a checkpoint weighs.
+
+#[allow(dead_code)] // The bench makes other models.
+#[path = "../tools/synthetic.rs"]
+mod synthetic;
+#[path = "../tools/watch.rs"]
+mod watch;
+
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use synthetic::{Synthetic, Tensor};
+use watch::watched;
+
+const MIB: u64 = 1 << 20;
+
+/// The two models' peaks may differ by this much: what is not in use yet when the smaller one ends.
+const DIFFERENCE_BYTES_MAX: u64 = 48 * MIB;
+
+/// Two matrices of `model_bytes` together, each of several bands.
+fn model(model_bytes: u64) -> Synthetic {
+    let (columns, matrices) = (4096, 2);
+    let shape = vec![model_bytes / (4 * columns * matrices), columns];
+    let tensor = |at| Tensor { name: format!("w{at}"), shape: shape.clone() };
+    Synthetic { seed: 7, round: 1, miners: 3, tensors: (0..matrices).map(tensor).collect() }
+}
+
+fn gradledger(step: &[&str], ledger: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradledger"));
+    command.arg("--quiet").args(step).arg(ledger).stdout(Stdio::null());
+    command
+}
+
+/// The most anonymous memory of `seal`, and of `replay`, in bytes.
+fn peaks(model_bytes: u64) -> [u64; 2] {
+    let dir = tempfile::tempdir().unwrap();
+    let (synthetic, ledger) = (model(model_bytes), dir.path().join("ledger"));
+    assert_eq!(synthetic.model_bytes(), model_bytes);
+    synthetic.write_model(dir.path()).unwrap();
+    synthetic.write_gradients(dir.path()).unwrap();
+    let uids: Vec<_> = synthetic.uids().map(|uid| uid.to_string()).collect();
+    let done = |command: &mut Command| assert!(command.status().unwrap().success());
+    done(
+        gradledger(&["init"], &ledger)
+            .args(["--run", "memory", "--rule", "templar", "--lr", "0.4"])
+            .args(["--chunk", "64", "--top-k", "64", "--bins", "4", "--checkpoint"])
+            .arg(synthetic.model_path(dir.path())),
+    );
+    done(
+        gradledger(&["import", "templar"], &ledger)
+            .args(["--round", "1", "--peers", &uids.join(","), "--gradients"])
+            .arg(dir.path()),
+    );
+    ["seal", "replay"].map(|step| {
+        let (status, peak) =
+            watched(gradledger(&[step], &ledger).args(["--round", "1", "--threads", "2"])).unwrap();
+        assert!(status.success(), "{step}");
+        peak
+    })
+}
+
+#[test]
+fn seal_and_replay_take_no_more_memory_for_a_larger_model() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: without /proc nobody says how much memory a process takes");
+        return;
+    }
+    let (small, large) = (peaks(64 * MIB), peaks(256 * MIB));
+    for (step, (small, large)) in ["seal", "replay"].iter().zip(small.into_iter().zip(large)) {
+        println!("{step}: {} MiB, then {} MiB", small / MIB, large / MIB);
+        assert!(small > 0 && large > 0, "{step} was seen at work");
+        assert!(large < small + DIFFERENCE_BYTES_MAX, "{step} took {small} bytes, then {large}");
+    }
+}
