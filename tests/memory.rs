@@ -1,5 +1,7 @@
 //! Memory does not grow with the model: `seal` and `replay` stream, whatever a checkpoint weighs.
 
+#![allow(clippy::unwrap_used)] // Helpers of tests, too.
+
 #[allow(dead_code)] // The bench makes other models.
 #[path = "../tools/synthetic.rs"]
 mod synthetic;
