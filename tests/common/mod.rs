@@ -2,6 +2,7 @@
 #![allow(dead_code)] // Each test file uses a part.
 
 pub mod memfs;
+pub mod scenario;
 
 use std::path::PathBuf;
 

@@ -1,0 +1,754 @@
+//! Crash scenarios: one command on a disk that is cut or fails at each call, and what must hold then.
+//!
+//! [`run`] does a [`Scenario`]'s command once undisturbed, then again and again with one fault each.
+//! After a fault the next process must recover, find every acknowledged fact, change nothing on a
+//! second recovery, and bring the command to the same end; and over all lives no log may publish two
+//! roots for one size. [`LedgerScenario`] is the store's own; a new command is a new [`Step`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt, fs,
+    io::{self, Write},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
+};
+
+use gradledger::{
+    export::{ExportDtype, SHARD_BYTES_MAX, export},
+    ledger::{
+        At, Ledger, LedgerError,
+        fsck::fsck,
+        import::{Gradients, Peers, import_templar},
+        init::{InitOptions, init_in},
+        seal::{FoldOptions, seal},
+        writer::LedgerWriter,
+    },
+    store::files::{Files, ReadFile, WriteFile, read_whole},
+    types::{
+        bits::F32Bits,
+        digest::Digest,
+        manifest::ManifestId,
+        progress::Silent,
+        rule::{Dialect, Mean, Norm, SparseMeanSgd},
+        submission::{Outcome, Submission},
+    },
+};
+
+use super::{
+    Random, golden,
+    memfs::{Call, Fault, MemFs, Survival},
+};
+
+/// Whatever went wrong, in words.
+pub type Failed = Box<dyn std::error::Error + Send + Sync>;
+
+/// One command, and how to tell whether a disk holds what it acknowledged.
+pub trait Scenario {
+    /// Something that was acknowledged and may not be lost.
+    type Fact: Clone + fmt::Debug;
+
+    fn name(&self) -> &str;
+
+    /// The disk before the command.
+    fn disk(&self) -> MemFs;
+
+    /// Runs the command; what it acknowledges is added to `facts` the moment it is.
+    ///
+    /// On a disk where it was done already, it says so by succeeding.
+    fn act(&self, files: Arc<dyn Files>, facts: &mut Vec<Self::Fact>) -> Result<(), Failed>;
+
+    /// Opens for writing, as the next process does.
+    fn recover(&self, files: Arc<dyn Files>) -> Result<(), Failed>;
+
+    /// Whether all is in order and `facts` are there.
+    fn check(&self, files: Arc<dyn Files>, facts: &[Self::Fact]) -> Result<(), Failed>;
+
+    /// What an undisturbed run's facts say of any run.
+    fn lasting(&self, facts: Vec<Self::Fact>) -> Vec<Self::Fact> {
+        facts
+    }
+
+    /// Where the size and root of a head are recorded before it is published.
+    fn record(&self) -> Option<PathBuf> {
+        None
+    }
+
+    /// Whether every run publishes the same heads: false if it makes a key.
+    fn same_heads(&self) -> bool {
+        true
+    }
+}
+
+/// A door that may lie about what it did.
+pub type Door<'a> = &'a dyn Fn(Arc<dyn Files>) -> Arc<dyn Files>;
+
+/// An honest one.
+pub fn honest(files: Arc<dyn Files>) -> Arc<dyn Files> {
+    files
+}
+
+/// How much to run.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// Calls of a scenario that get a fault; more are sampled evenly.
+    pub calls_max: usize,
+    /// How often each cut is scattered, with other seeds.
+    pub scatters: u64,
+    /// How many of the calls of each recovery are cut too.
+    pub recuts: usize,
+}
+
+impl Effort {
+    /// Some seconds a scenario; with `GRADLEDGER_CRASH_FULL=1` a hundred times as much.
+    pub fn from_env() -> Self {
+        match std::env::var("GRADLEDGER_CRASH_FULL").as_deref() {
+            Ok("1") => Self { calls_max: usize::MAX, scatters: 100, recuts: usize::MAX },
+            _ => Self { calls_max: 400, scatters: 1, recuts: 1 },
+        }
+    }
+}
+
+/// What was run, and what was found.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub scenario: String,
+    /// Calls that change something in one run.
+    pub calls: usize,
+    /// Faults by their kind.
+    pub faults: BTreeMap<&'static str, usize>,
+    /// Distinct heads that were published.
+    pub heads: usize,
+    /// What should not have been.
+    pub violations: Vec<String>,
+}
+
+impl Counts {
+    fn count(&mut self, kind: &'static str) {
+        *self.faults.entry(kind).or_default() += 1;
+    }
+
+    /// All faults.
+    pub fn total(&self) -> usize {
+        self.faults.values().sum()
+    }
+}
+
+impl fmt::Display for Counts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { scenario, calls, faults, heads, violations } = self;
+        write!(f, "{scenario}: {calls} calls, {} faults (", self.total())?;
+        for (at, (kind, count)) in faults.iter().enumerate() {
+            write!(f, "{}{count} {kind}", if at == 0 { "" } else { ", " })?;
+        }
+        write!(f, "), {heads} heads, {} violations", violations.len())
+    }
+}
+
+/// A published tree head: log, size, root.
+type Head = (String, u64, String);
+
+/// What a door's watcher saw.
+#[derive(Default)]
+struct Seen {
+    heads: Vec<Head>,
+    wrong: Vec<String>,
+}
+
+/// A door that notes every head the moment that it is published, and whether it was recorded.
+struct Watch {
+    inner: Arc<dyn Files>,
+    disk: MemFs,
+    record: Option<PathBuf>,
+    seen: Arc<Mutex<Seen>>,
+}
+
+/// The three lines of a tree head.
+fn parse_head(bytes: &[u8]) -> Option<Head> {
+    let text = std::str::from_utf8(bytes).ok()?;
+    let mut lines = text.lines();
+    Some((lines.next()?.to_owned(), lines.next()?.parse().ok()?, lines.next()?.to_owned()))
+}
+
+impl Watch {
+    fn published(&self, head: Head) {
+        let mut seen = self.seen.lock().expect("no panic while it is held");
+        if let Some(record) = &self.record
+            && let Err(why) = self.recorded(record, &head)
+        {
+            seen.wrong.push(format!("{head:?} was published and {why}"));
+        }
+        seen.heads.push(head);
+    }
+
+    /// Whether the durable record holds this head or a later one.
+    fn recorded(&self, record: &Path, (log, size, _): &Head) -> Result<(), String> {
+        let bytes = self.disk.durable(record).ok_or("there is no durable record")?;
+        let json: serde_json::Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        match json[log]["size"].as_u64() {
+            Some(recorded) if recorded >= *size => Ok(()),
+            recorded => Err(format!("{recorded:?} entries were durably recorded")),
+        }
+    }
+}
+
+impl Files for Watch {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.inner.create(path)
+    }
+
+    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.inner.create_secret(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        self.inner.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.inner.rename(from, to)?;
+        if to.file_name().is_some_and(|name| name == "checkpoint") {
+            let bytes = read_whole(&*self.inner, to, 1 << 20)?;
+            let head = parse_head(&bytes).ok_or(io::ErrorKind::InvalidData)?;
+            self.published(head);
+        }
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.remove_dir_all(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.inner.create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.inner.list(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.inner.exists(path)
+    }
+}
+
+/// Roots by log and size.
+type Roots = BTreeMap<(String, u64), String>;
+
+fn add_heads(roots: &mut Roots, heads: &[Head]) -> Result<(), String> {
+    for (log, size, root) in heads {
+        let first = roots.entry((log.clone(), *size)).or_insert_with(|| root.clone());
+        if first != root {
+            return Err(format!("{log} with {size} entries was signed as {first} and as {root}"));
+        }
+    }
+    Ok(())
+}
+
+/// A scenario being run.
+struct Run<'a, S: Scenario> {
+    scenario: &'a S,
+    door: Door<'a>,
+    base: MemFs,
+    /// The facts of the undisturbed run.
+    expected: Vec<S::Fact>,
+    roots: Roots,
+}
+
+/// What happens to one run.
+#[derive(Clone, Copy, Debug)]
+struct Accident {
+    fault: Fault,
+    survival: Survival,
+    /// The recovery is cut, too.
+    again: Option<(usize, Survival)>,
+}
+
+impl<S: Scenario> Run<'_, S> {
+    fn open(&self, disk: &MemFs, seen: &Arc<Mutex<Seen>>) -> Arc<dyn Files> {
+        let (inner, record) = ((self.door)(disk.handle()), self.scenario.record());
+        Arc::new(Watch { inner, disk: disk.clone(), record, seen: seen.clone() })
+    }
+
+    /// One life: the command with a fault, then all that must hold.
+    fn life(&mut self, accident: Accident) -> Result<(), String> {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let outcome = self.after(accident, &seen);
+        let seen = std::mem::take(&mut *seen.lock().expect("no panic while it is held"));
+        outcome?;
+        if let Some(wrong) = seen.wrong.into_iter().next() {
+            return Err(wrong);
+        }
+        let roots = if self.scenario.same_heads() { &mut self.roots } else { &mut Roots::new() };
+        add_heads(roots, &seen.heads)
+    }
+
+    fn after(&self, accident: Accident, seen: &Arc<Mutex<Seen>>) -> Result<(), String> {
+        let Accident { fault, survival, again } = accident;
+        let said = |what: &str| {
+            let what = what.to_owned();
+            move |error: Failed| format!("{what}: {error}")
+        };
+        let disk = self.base.fork(Some(fault));
+        let mut facts = Vec::new();
+        let outcome = self.scenario.act(self.open(&disk, seen), &mut facts);
+        match fault {
+            Fault::ShortAt(_) | Fault::InterruptAt(_) => outcome.map_err(said("not survived"))?,
+            // What fails after the acknowledgement may go unsaid.
+            _ => drop(outcome),
+        }
+        let mut disk = disk.restart(survival);
+        if let Some((cut, survival)) = again {
+            disk = disk.fork(Some(Fault::CutAt(cut)));
+            drop(self.scenario.recover(self.open(&disk, seen)));
+            disk = disk.restart(survival);
+        }
+        let files = self.open(&disk, seen);
+        self.scenario.recover(files.clone()).map_err(said("recovery"))?;
+        self.scenario.check(files.clone(), &facts).map_err(said("after recovery"))?;
+        let once = disk.files();
+        self.scenario.recover(files.clone()).map_err(said("second recovery"))?;
+        same_files(&once, &disk.files()).map_err(|e| format!("a second recovery changes {e}"))?;
+        self.scenario.act(files, &mut facts).map_err(said("the command repeated"))?;
+        facts.extend(self.expected.iter().cloned());
+        // All of it was acknowledged, so all of it must be durable.
+        let disk = disk.restart(Survival::Dropped);
+        let files = self.open(&disk, seen);
+        self.scenario.recover(files.clone()).map_err(said("recovery at the end"))?;
+        self.scenario.check(files, &facts).map_err(said("at the end"))
+    }
+}
+
+/// The first file that is not in both.
+fn same_files(
+    a: &BTreeMap<PathBuf, Vec<u8>>,
+    b: &BTreeMap<PathBuf, Vec<u8>>,
+) -> Result<(), String> {
+    let names: BTreeSet<_> = a.keys().chain(b.keys()).collect();
+    match names.into_iter().find(|name| a.get(*name) != b.get(*name)) {
+        Some(name) => Err(name.display().to_string()),
+        None => Ok(()),
+    }
+}
+
+/// Runs a scenario with a fault at every call, through `door`.
+pub fn run<S: Scenario>(scenario: &S, door: Door<'_>, effort: Effort) -> Counts {
+    let mut counts = Counts { scenario: scenario.name().to_owned(), ..Counts::default() };
+    let base = scenario.disk();
+    let whole = base.fork(None);
+    let mut facts = Vec::new();
+    if let Err(error) = scenario.act(door(whole.handle()), &mut facts) {
+        counts.violations.push(format!("undisturbed: {error}"));
+        return counts;
+    }
+    let trace = whole.trace();
+    counts.calls = trace.len();
+    let recovering = whole.restart(Survival::Dropped);
+    let recovered = scenario.recover(door(recovering.handle()));
+    if let Err(error) = recovered {
+        counts.violations.push(format!("undisturbed, then dropped: {error}"));
+    }
+    let expected = scenario.lasting(facts);
+    let mut run = Run { scenario, door, base, expected, roots: Roots::new() };
+    let mut suffer = |kind: &'static str, accident: Accident| {
+        counts.count(kind);
+        if let Err(why) = run.life(accident) {
+            let at = match accident.fault {
+                Fault::CutAt(at) | Fault::FailAt(at) | Fault::NoSpaceAt(at) => at,
+                Fault::ShortAt(at) | Fault::InterruptAt(at) => at,
+            };
+            let call = trace.get(at).map_or_else(
+                || "the end".to_owned(),
+                |(call, path)| format!("{call:?} {}", path.display()),
+            );
+            counts.violations.push(format!("{accident:?}, {call}: {why}"));
+        }
+    };
+    let step = trace.len().div_ceil(effort.calls_max).max(1);
+    // One more than there are: all was acknowledged, then the power is cut.
+    for at in (0..=trace.len()).step_by(step) {
+        let mut random = Random(at as u64);
+        let cut = |survival| Accident { fault: Fault::CutAt(at), survival, again: None };
+        for survival in Survival::all(random.next()) {
+            suffer(survival.name(), cut(survival));
+        }
+        for _ in 1..effort.scatters {
+            suffer("scattered", cut(Survival::Scattered(random.next())));
+        }
+        for again in 0..effort.recuts.min(RECOVERY_CALLS) {
+            // One at random, or all.
+            let call = if effort.recuts == 1 { random.below(RECOVERY_CALLS as u64) as usize } else { again };
+            let ways = Survival::all(random.next());
+            let way = |random: &mut Random| ways[random.below(4) as usize];
+            let survival = way(&mut random);
+            let again = Some((call, way(&mut random)));
+            suffer("cut again", Accident { again, ..cut(survival) });
+        }
+        let Some((call, _)) = trace.get(at) else { continue };
+        let fail = |fault| Accident {
+            fault,
+            survival: if at % 2 == 0 { Survival::Killed } else { Survival::Dropped },
+            again: None,
+        };
+        suffer("I/O error", fail(Fault::FailAt(at)));
+        if matches!(call, Call::Create | Call::Write | Call::CreateDirAll) {
+            suffer("no space", fail(Fault::NoSpaceAt(at)));
+        }
+        if *call == Call::Write {
+            suffer("short write", fail(Fault::ShortAt(at)));
+            suffer("interrupted", fail(Fault::InterruptAt(at)));
+        }
+    }
+    counts.heads = run.roots.len();
+    counts
+}
+
+/// About as many calls as a recovery makes.
+const RECOVERY_CALLS: usize = 24;
+
+/// What the scenarios start from: files that Templar wrote, one damaged, and a real directory for the
+/// lock file, which is not opened through [`Files`].
+pub struct Fixture {
+    dir: tempfile::TempDir,
+    pool: rayon::ThreadPool,
+}
+
+/// The rounds that there are files for.
+pub const ROUNDS: [u64; 2] = [62834, 62835];
+
+/// Who is expected: in the first round one good file, one that is refused, one reserve without a file
+/// in its place, one reserve that is not needed.
+pub fn peers(round: u64) -> Peers {
+    if round == ROUNDS[0] {
+        Peers { listed: vec![7, 3], reserve: vec![41, 55] }
+    } else {
+        Peers { listed: vec![7, 12], reserve: vec![] }
+    }
+}
+
+impl Fixture {
+    /// Copies what is needed.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+        for round in ROUNDS {
+            let to = dir.path().join(format!("w{round}"));
+            fs::create_dir(&to).expect("a new directory");
+            for uid in [3, 7, 12, 55] {
+                let name = format!("gradient-{round}-{uid}-v2.1.28.pt");
+                let from = golden().join(format!("templar/small/w{round}")).join(&name);
+                let mut bytes = fs::read(from).expect("a golden file");
+                if uid == 3 {
+                    let middle = bytes.len() / 2;
+                    bytes[middle] ^= 1;
+                }
+                fs::write(to.join(name), bytes).expect("a new file");
+            }
+        }
+        fs::create_dir(dir.path().join("ledger")).expect("a new directory");
+        Self { dir, pool }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the ledger lies, on any disk.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("ledger")
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        golden().join("templar/small/params-initial.safetensors")
+    }
+
+    pub fn gradients(&self, round: u64) -> PathBuf {
+        self.dir.path().join(format!("w{round}"))
+    }
+
+    /// Does one step; acknowledged facts are added. What was done already succeeds.
+    pub fn step(
+        &self,
+        step: &Step,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        facts: &mut Vec<Fact>,
+    ) -> Result<(), LedgerError> {
+        // One thread, so that calls come in the same order each time.
+        self.pool.install(|| match step {
+            Step::Init => self.init(root, files, facts),
+            Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
+            Step::Import(round, peers) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let dir = self.gradients(*round);
+                let gradients = Gradients::Directory(&dir);
+                let report =
+                    import_templar(&mut writer, *round, &gradients, Some(peers.clone()), &Silent);
+                for file in done_before(*round, report)?.into_iter().flat_map(|r| r.files) {
+                    let (index, uid) = (file.index, file.uid);
+                    facts.push(Fact::Statement { index, uid, outcome: file.outcome });
+                }
+                Ok(())
+            }
+            Step::Seal(round) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let report = seal(&mut writer, *round, one_thread(), &Silent);
+                for report in done_before(*round, report)? {
+                    let (round, record, next) = (*round, report.record, report.next);
+                    facts.push(Fact::Sealed { round, record, next });
+                }
+                Ok(())
+            }
+        })
+    }
+
+    fn init(
+        &self,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        facts: &mut Vec<Fact>,
+    ) -> Result<(), LedgerError> {
+        let options = InitOptions {
+            run: "crash".to_owned(),
+            origin: "crash.invalid/ledger".to_owned(),
+            checkpoint: &self.checkpoint(),
+            select: None,
+            rule: SparseMeanSgd {
+                dialect: Dialect::Templar,
+                chunk: 8,
+                top_k: 4,
+                bins: 4,
+                lr_f32: F32Bits(0.4),
+                mean: Mean::Contributors,
+                norm: Norm::TorchCpuF32,
+            },
+            frozen: false,
+            key_file: None,
+        };
+        match init_in(files.clone(), root, &options, &Silent) {
+            Ok(report) => {
+                facts.push(Fact::Run(report.ledger.run_id()));
+                facts.push(Fact::Model(report.ledger.genesis().model));
+                Ok(())
+            }
+            Err(LedgerError::Exists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A round that is sealed is neither imported nor sealed again, and says so.
+fn done_before<T>(round: u64, report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
+    match report {
+        Ok(report) => Ok(Some(report)),
+        Err(LedgerError::RoundOrder { last, .. }) if last == round => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn one_thread() -> FoldOptions {
+    FoldOptions { threads: 1, ..FoldOptions::default() }
+}
+
+/// One command on a ledger.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Init,
+    Open,
+    Import(u64, Peers),
+    Seal(u64),
+}
+
+impl Step {
+    pub fn import(round: u64) -> Self {
+        Self::Import(round, peers(round))
+    }
+}
+
+/// What a ledger acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// Its run, whose id no two inits share.
+    Run(Digest),
+    /// The first state.
+    Model(ManifestId),
+    Statement {
+        index: u64,
+        uid: u16,
+        outcome: &'static str,
+    },
+    Sealed {
+        round: u64,
+        record: Digest,
+        next: ManifestId,
+    },
+}
+
+/// Steps on a ledger.
+pub struct LedgerScenario<'f> {
+    pub fixture: &'f Fixture,
+    pub name: &'static str,
+    /// The disk before, and what was acknowledged on it.
+    pub base: MemFs,
+    pub known: Vec<Fact>,
+    pub steps: Vec<Step>,
+    /// What each state is exported as.
+    exports: BTreeMap<Digest, Digest>,
+    sealed: BTreeMap<u64, ManifestId>,
+}
+
+impl<'f> LedgerScenario<'f> {
+    /// `steps` after `before`, each of which is durable.
+    pub fn new(
+        fixture: &'f Fixture,
+        name: &'static str,
+        before: &[Step],
+        steps: &[Step],
+    ) -> Self {
+        let (mut base, mut known) = (MemFs::new(), Vec::new());
+        base.create_dir_all(fixture.dir()).expect("an empty disk");
+        base = base.restart(Survival::Torn);
+        for step in before {
+            let done = fixture.step(step, &fixture.root(), &base.handle(), &mut known);
+            done.expect("an undisturbed step");
+        }
+        Self::on(fixture, name, base.restart(Survival::Dropped), known, steps)
+    }
+
+    /// `steps` on a disk as it is.
+    pub fn on(
+        fixture: &'f Fixture,
+        name: &'static str,
+        base: MemFs,
+        known: Vec<Fact>,
+        steps: &[Step],
+    ) -> Self {
+        let steps = steps.to_vec();
+        let (exports, sealed) = (BTreeMap::new(), BTreeMap::new());
+        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed };
+        let whole = scenario.base.fork(None);
+        let mut facts = scenario.known.clone();
+        scenario.act(whole.handle(), &mut facts).expect("undisturbed steps");
+        let ledger = Ledger::open_in(whole.handle(), &fixture.root()).expect("a ledger");
+        for fact in facts {
+            if let Fact::Sealed { round, next, .. } = fact {
+                let bits = exported(&ledger, At::Round(round)).expect("a state");
+                scenario.exports.insert(next.root, bits);
+                scenario.sealed.insert(round, next);
+            }
+        }
+        scenario
+    }
+
+    fn fact(&self, ledger: &Ledger, fact: &Fact) -> Result<(), Failed> {
+        let there = match fact {
+            Fact::Run(id) => ledger.run_id() == *id,
+            Fact::Model(id) => ledger.genesis().model == *id,
+            Fact::Statement { index, uid, outcome } => {
+                let found = ledger.submissions(*index..*index + 1)?;
+                matches!(&found[..], [(_, Submission::Fetched(fetched))]
+                    if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
+            }
+            Fact::Sealed { round, record, next } => {
+                let sealed = &ledger.sealed()[ledger.position(*round)?];
+                sealed.leaf == *record
+                    && sealed.record.next == *next
+                    && exported(ledger, At::Round(*round))? == self.exports[&next.root]
+            }
+        };
+        if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
+    }
+}
+
+fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Delta(_) => "delta",
+        Outcome::Refused(_) => "refused",
+        Outcome::Unread => "unread",
+    }
+}
+
+/// What all files of an export hash to.
+pub fn exported(ledger: &Ledger, at: At) -> Result<Digest, Failed> {
+    let out = MemFs::new();
+    let state = ledger.checkpoint(ledger.state(at)?)?;
+    export(&state, ExportDtype::F32, SHARD_BYTES_MAX, &out, Path::new("/out"), &Silent)?;
+    let mut all = Vec::new();
+    for (path, bytes) in out.files() {
+        write!(all, "{} {}\n", path.display(), bytes.len())?;
+        all.extend(bytes);
+    }
+    Ok(Digest::of(&all))
+}
+
+impl Scenario for LedgerScenario<'_> {
+    type Fact = Fact;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn disk(&self) -> MemFs {
+        self.base.fork(None)
+    }
+
+    fn act(&self, files: Arc<dyn Files>, facts: &mut Vec<Fact>) -> Result<(), Failed> {
+        for step in &self.steps {
+            self.fixture.step(step, &self.fixture.root(), &files, facts)?;
+        }
+        Ok(())
+    }
+
+    fn recover(&self, files: Arc<dyn Files>) -> Result<(), Failed> {
+        match self.fixture.step(&Step::Open, &self.fixture.root(), &files, &mut vec![]) {
+            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    fn check(&self, files: Arc<dyn Files>, facts: &[Fact]) -> Result<(), Failed> {
+        let ledger = match Ledger::open_in(files, &self.fixture.root()) {
+            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() && facts.is_empty() => {
+                return Ok(());
+            }
+            opened => opened?,
+        };
+        fsck(&ledger, one_thread(), &Silent)?;
+        for fact in self.known.iter().chain(facts) {
+            self.fact(&ledger, fact)?;
+        }
+        for sealed in ledger.sealed() {
+            let (round, found) = (sealed.record.round, sealed.record.next);
+            if self.sealed.get(&round) != Some(&found) {
+                return Err(format!("round {round} was sealed as {found:?}").into());
+            }
+        }
+        let mut stated = BTreeSet::new();
+        for (index, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
+            if !stated.insert((submission.round(), submission.miner())) {
+                return Err(format!("statement {index} repeats an earlier one").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn lasting(&self, facts: Vec<Fact>) -> Vec<Fact> {
+        let ours = |fact: &Fact| !matches!(fact, Fact::Run(_));
+        facts.into_iter().filter(|fact| !self.known.is_empty() || ours(fact)).collect()
+    }
+
+    fn record(&self) -> Option<PathBuf> {
+        Some(self.fixture.root().join("keys/log.key.heads"))
+    }
+
+    fn same_heads(&self) -> bool {
+        !self.known.is_empty()
+    }
+}
