@@ -298,8 +298,14 @@ fn start_logs(
     };
     let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
     open_log(place, place.submissions_log(), submissions)?;
-    open_log(place, place.rounds_log(), rounds)?.append(&[entry])?;
-    Ok(())
+    let mut rounds = open_log(place, place.rounds_log(), rounds)?;
+    if rounds.size() == 0 {
+        rounds.append(&[entry])?;
+        return Ok(());
+    }
+    // A killed init had committed its genesis and not published it; opening the log just did.
+    let stored = LogReader::open(place.files.clone(), &place.rounds_log())?.entry(0)?;
+    if stored == entry { Ok(()) } else { Err(LedgerError::Exists { path: place.root.clone() }) }
 }
 
 /// A new log, or the one that a killed init left.

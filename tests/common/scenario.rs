@@ -500,7 +500,7 @@ impl Fixture {
             Step::Seal(round) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 let report = seal(&mut writer, *round, one_thread(), &Silent);
-                for report in done_before(*round, report)? {
+                if let Some(report) = done_before(*round, report)? {
                     let (round, record, next) = (*round, report.record, report.next);
                     facts.push(Fact::Sealed { round, record, next });
                 }
