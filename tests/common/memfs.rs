@@ -12,7 +12,10 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use gradledger::store::files::{Files, ReadFile, WriteFile};
+use gradledger::{
+    store::files::{Files, ReadFile, WriteFile},
+    types::digest::Digest,
+};
 
 use super::Random;
 
@@ -329,6 +332,36 @@ impl MemFs {
             Inode::File { durable, .. } => Some(durable.clone()),
             Inode::Dir { .. } => None,
         }
+    }
+
+    /// A digest of all that is there, and of all that is durable.
+    pub fn fingerprint(&self) -> Digest {
+        fn of(inodes: &[Inode], id: usize, known: &mut BTreeMap<usize, Digest>) -> Digest {
+            if let Some(digest) = known.get(&id) {
+                return *digest;
+            }
+            let mut text = Vec::new();
+            match &inodes[id] {
+                Inode::File { bytes, durable, secret } => {
+                    text.push(u8::from(*secret));
+                    text.extend(Digest::of(bytes).as_bytes());
+                    text.extend(Digest::of(durable).as_bytes());
+                }
+                Inode::Dir { live, durable } => {
+                    for (kind, names) in [(2, live), (3, durable)] {
+                        for (name, id) in names {
+                            text.push(kind);
+                            text.extend(Digest::of(name.as_encoded_bytes()).as_bytes());
+                            text.extend(of(inodes, *id, known).as_bytes());
+                        }
+                    }
+                }
+            }
+            let digest = Digest::of(&text);
+            known.insert(id, digest);
+            digest
+        }
+        of(&self.state().inodes, ROOT, &mut BTreeMap::new())
     }
 
     /// Every file with its bytes.
