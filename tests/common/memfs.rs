@@ -506,7 +506,9 @@ impl Files for MemFs {
         state.look()?;
         let id = state.find(path)?;
         match state.inodes[id] {
-            Inode::File { .. } => Ok(Arc::new(Handle { fs: self.clone(), id, path: path.to_owned() })),
+            Inode::File { .. } => {
+                Ok(Arc::new(Handle { fs: self.clone(), id, path: path.to_owned() }))
+            }
             Inode::Dir { .. } => Err(io::ErrorKind::IsADirectory.into()),
         }
     }

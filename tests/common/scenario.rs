@@ -15,6 +15,7 @@ use std::{
 
 use gradledger::{
     export::{ExportDtype, SHARD_BYTES_MAX, export},
+    import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
         At, Ledger, LedgerError,
         fsck::fsck,
@@ -23,7 +24,6 @@ use gradledger::{
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     store::files::{Files, ReadFile, WriteFile, read_whole},
     types::{
         bits::F32Bits,
@@ -93,6 +93,8 @@ pub fn honest(files: Arc<dyn Files>) -> Arc<dyn Files> {
 pub struct Effort {
     /// Calls of a scenario that get a fault; more are sampled evenly.
     pub calls_max: usize,
+    /// Only these first calls of a scenario get one.
+    pub first: usize,
     /// How often each cut is scattered, with other seeds.
     pub scatters: u64,
     /// How many of the calls of each recovery are cut too.
@@ -103,8 +105,10 @@ impl Effort {
     /// Some seconds a scenario; with `GRADLEDGER_CRASH_FULL=1` a hundred times as much.
     pub fn from_env() -> Self {
         match std::env::var("GRADLEDGER_CRASH_FULL").as_deref() {
-            Ok("1") => Self { calls_max: usize::MAX, scatters: 100, recuts: usize::MAX },
-            _ => Self { calls_max: 400, scatters: 1, recuts: 1 },
+            Ok("1") => {
+                Self { calls_max: usize::MAX, first: usize::MAX, scatters: 400, recuts: usize::MAX }
+            }
+            _ => Self { calls_max: 400, first: usize::MAX, scatters: 1, recuts: 1 },
         }
     }
 }
@@ -289,12 +293,11 @@ impl<S: Scenario> Run<'_, S> {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let outcome = self.after(accident, &seen);
         let seen = std::mem::take(&mut *seen.lock().expect("no panic while it is held"));
-        outcome?;
-        if let Some(wrong) = seen.wrong.into_iter().next() {
-            return Err(wrong);
-        }
         let roots = if self.scenario.same_heads() { &mut self.roots } else { &mut Roots::new() };
-        add_heads(roots, &seen.heads)
+        let forks = add_heads(roots, &seen.heads);
+        let wrong = outcome.err().into_iter().chain(seen.wrong).chain(forks.err());
+        let wrong: Vec<String> = wrong.collect();
+        if wrong.is_empty() { Ok(()) } else { Err(wrong.join("; ")) }
     }
 
     fn after(&mut self, accident: Accident, seen: &Arc<Mutex<Seen>>) -> Result<(), String> {
@@ -387,7 +390,7 @@ pub fn run<S: Scenario>(scenario: &S, door: Door<'_>, effort: Effort) -> Counts 
     };
     let step = trace.len().div_ceil(effort.calls_max).max(1);
     // One more than there are: all was acknowledged, then the power is cut.
-    for at in (0..=trace.len()).step_by(step) {
+    for at in (0..=trace.len().min(effort.first)).step_by(step) {
         let mut random = Random(at as u64);
         let cut = |survival| Accident { fault: Fault::CutAt(at), survival, again: None };
         for survival in Survival::all(random.next()) {
@@ -398,7 +401,11 @@ pub fn run<S: Scenario>(scenario: &S, door: Door<'_>, effort: Effort) -> Counts 
         }
         for again in 0..effort.recuts.min(RECOVERY_CALLS) {
             // One at random, or all.
-            let call = if effort.recuts == 1 { random.below(RECOVERY_CALLS as u64) as usize } else { again };
+            let call = if effort.recuts == 1 {
+                random.below(RECOVERY_CALLS as u64) as usize
+            } else {
+                again
+            };
             let ways = Survival::all(random.next());
             let way = |random: &mut Random| ways[random.below(4) as usize];
             let survival = way(&mut random);
@@ -670,12 +677,7 @@ pub struct LedgerScenario<'f> {
 
 impl<'f> LedgerScenario<'f> {
     /// `steps` after `before`, each of which is durable.
-    pub fn new(
-        fixture: &'f Fixture,
-        name: &'static str,
-        before: &[Step],
-        steps: &[Step],
-    ) -> Self {
+    pub fn new(fixture: &'f Fixture, name: &'static str, before: &[Step], steps: &[Step]) -> Self {
         let (mut base, mut known) = (MemFs::new(), Vec::new());
         base.create_dir_all(fixture.dir()).expect("an empty disk");
         base = base.restart(Survival::Torn);
@@ -698,15 +700,13 @@ impl<'f> LedgerScenario<'f> {
         let (exports, sealed) = (BTreeMap::new(), BTreeMap::new());
         let mut scenario = Self { fixture, name, base, known, steps, exports, sealed };
         let whole = scenario.base.fork(None);
-        let mut facts = scenario.known.clone();
-        scenario.act(whole.handle(), &mut facts).expect("undisturbed steps");
+        scenario.act(whole.handle(), &mut vec![]).expect("undisturbed steps");
         let ledger = Ledger::open_in(whole.handle(), &fixture.root()).expect("a ledger");
-        for fact in facts {
-            if let Fact::Sealed { round, next, .. } = fact {
-                let bits = exported(&ledger, At::Round(round)).expect("a state");
-                scenario.exports.insert(next.root, bits);
-                scenario.sealed.insert(round, next);
-            }
+        for sealed in ledger.sealed() {
+            let (round, next) = (sealed.record.round, sealed.record.next);
+            let bits = exported(&ledger, At::Round(round)).expect("a state");
+            scenario.exports.insert(next.root, bits);
+            scenario.sealed.insert(round, next);
         }
         scenario
     }
