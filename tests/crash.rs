@@ -1,8 +1,8 @@
 //! Crashes: every command of a ledger on a disk that is cut, or fails, at each of its calls.
 //!
-//! `common/scenario.rs` says what must hold afterwards. The counts are printed; all of a scenario's
-//! calls with a hundred scatterings of each cut: `GRADLEDGER_CRASH_FULL=1 cargo test --release --test
-//! crash -- --nocapture`.
+//! `common/scenario.rs` says what must hold afterwards. The counts are printed. A hundred times as
+//! many faults (each cut scattered 700 times, each call of each recovery cut):
+//! `GRADLEDGER_CRASH_FULL=1 cargo test --release --test crash -- --nocapture`.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests, too.
 
@@ -15,10 +15,9 @@ use std::{
 };
 
 use common::{
+    ledger::{Fact, Fixture, LedgerScenario, ROUNDS, Step},
     memfs::{Call, Fault, MemFs, Survival},
-    scenario::{
-        Door, Effort, Fact, Failed, Fixture, LedgerScenario, ROUNDS, Scenario, Step, honest, run,
-    },
+    scenario::{Door, Effort, Failed, Scenario, honest, run},
 };
 use gradledger::{
     ledger::import::Peers,

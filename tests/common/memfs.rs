@@ -21,6 +21,7 @@ use super::Random;
 
 /// What goes wrong, counting calls that change something from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::enum_variant_names)] // Each is at a call.
 pub enum Fault {
     /// This call and all after it fail, reading too; half of what it does is done: bytes written,
     /// directories made, names removed.

@@ -1,6 +1,7 @@
 //! What the tests of several files share.
 #![allow(dead_code)] // Each test file uses a part.
 
+pub mod ledger;
 pub mod memfs;
 pub mod scenario;
 
