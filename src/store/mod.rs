@@ -1,6 +1,6 @@
 //! Layer 3: what lies on disk. Trusted for nothing but the log: the rest is re-hashed on read.
 
-use std::path::PathBuf;
+use std::{io, path::PathBuf};
 
 pub mod artifacts;
 pub mod files;
@@ -13,6 +13,10 @@ pub mod place;
 pub mod quarantine;
 pub mod segment;
 
+use self::{
+    hashes::HashesError, keys::heads::GuardError, log::LogError, quarantine::QuarantineError,
+    segment::SegmentError,
+};
 use crate::types::{digest::Digest, json::JsonError};
 
 /// Something on disk is missing, wrong, or could not be written.
@@ -25,7 +29,7 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
         /// Its answer.
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A small file of ours that does not read back.
     #[error("{path}: {source}")]
@@ -53,7 +57,7 @@ pub enum StoreError {
         /// Which artifact.
         what: String,
         /// What is wrong with its segment.
-        source: segment::SegmentError,
+        source: SegmentError,
     },
     /// A manifest without the artifact that is wanted.
     #[error("{what}: its manifest does not name it")]
@@ -63,39 +67,51 @@ pub enum StoreError {
     },
     /// A segment.
     #[error(transparent)]
-    Segment(#[from] segment::SegmentError),
+    Segment(#[from] SegmentError),
     /// A file of the hashes store.
     #[error(transparent)]
-    Hashes(#[from] hashes::HashesError),
+    Hashes(#[from] HashesError),
     /// A log.
     #[error(transparent)]
-    Log(#[from] log::LogError),
+    Log(#[from] LogError),
     /// A key.
     #[error(transparent)]
     Key(#[from] keys::KeyError),
     /// A head that must not be signed.
     #[error(transparent)]
-    Guard(#[from] keys::heads::GuardError),
+    Guard(#[from] GuardError),
     /// A refused file in quarantine.
     #[error(transparent)]
-    Quarantine(#[from] quarantine::QuarantineError),
+    Quarantine(#[from] QuarantineError),
 }
 
 impl StoreError {
     /// Whether stored bytes contradict a digest, rather than being out of reach.
+    ///
+    /// What the operating system answers (no such file, no space, a failing disk) says nothing about
+    /// the bytes.
     pub fn is_mismatch(&self) -> bool {
-        use {
-            hashes::HashesError, log::LogError, quarantine::QuarantineError, segment::SegmentError,
-        };
         match self {
             Self::Io { .. } | Self::Key(_) | Self::Guard(_) => false,
-            Self::Artifact { source, .. } | Self::Segment(source) => {
-                !matches!(source, SegmentError::Io { .. })
-            }
-            Self::Hashes(error) => !matches!(error, HashesError::Io { .. }),
-            Self::Log(error) => !matches!(error, LogError::Io { .. } | LogError::Missing { .. }),
-            Self::Quarantine(error) => !matches!(error, QuarantineError::Io { .. }),
-            _ => true,
+            // A file that ends early has no error number: that is the bytes' fault.
+            _ => self.io().is_none_or(|error| error.raw_os_error().is_none()),
+        }
+    }
+
+    /// The operating system's answer, if that is what this is about.
+    fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Io { source, .. }
+            | Self::Artifact { source: SegmentError::Io { source, .. }, .. }
+            | Self::Segment(SegmentError::Io { source, .. })
+            | Self::Hashes(HashesError::Io { source, .. })
+            | Self::Log(
+                LogError::Io { source, .. } | LogError::Guard(GuardError::Io { source, .. }),
+            )
+            | Self::Quarantine(
+                QuarantineError::Io { source, .. } | QuarantineError::Source { source, .. },
+            ) => Some(source),
+            _ => None,
         }
     }
 }

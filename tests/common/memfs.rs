@@ -12,15 +12,41 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use gradledger::store::files::{Files, ReadFile, WriteFile};
+use gradledger::{
+    store::files::{Files, ReadFile, WriteFile},
+    types::digest::Digest,
+};
+
+use super::Random;
 
 /// What goes wrong, counting calls that change something from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::enum_variant_names)] // Each is at a call.
 pub enum Fault {
-    /// This call and all after it fail, reading too; if it writes, half of its bytes are written.
+    /// This call and all after it fail, reading too; half of what it does is done: bytes written,
+    /// directories made, names removed.
     CutAt(usize),
     /// This call fails and changes nothing; later ones work.
     FailAt(usize),
+    /// From this call on nothing that needs room works: writing, creating.
+    NoSpaceAt(usize),
+    /// If this call writes, it writes half of its bytes, and says so.
+    ShortAt(usize),
+    /// If this call writes, a signal interrupts it before the first byte.
+    InterruptAt(usize),
+}
+
+/// A call that changes something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Call {
+    Create,
+    Write,
+    Sync,
+    Rename,
+    Remove,
+    RemoveDirAll,
+    CreateDirAll,
+    SyncDir,
 }
 
 /// What a process that starts after the cut finds.
@@ -32,10 +58,28 @@ pub enum Survival {
     Dropped,
     /// The power was cut: names were kept, of bytes that were not durable the first half.
     Torn,
+    /// The power was cut: of changed names and sectors that were not durable some were kept, in any
+    /// order; sectors that were not read as zeros. The seed picks.
+    Scattered(u64),
 }
 
 impl Survival {
     pub const ALL: [Self; 3] = [Self::Killed, Self::Dropped, Self::Torn];
+
+    /// All of them.
+    pub fn all(seed: u64) -> [Self; 4] {
+        [Self::Killed, Self::Dropped, Self::Torn, Self::Scattered(seed)]
+    }
+
+    /// Its name, for counts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Killed => "kept",
+            Self::Dropped => "dropped",
+            Self::Torn => "torn",
+            Self::Scattered(_) => "scattered",
+        }
+    }
 }
 
 /// The disk. Clones are the same disk; [`MemFs::fork`] makes another.
@@ -45,10 +89,17 @@ pub struct MemFs(Arc<Mutex<State>>);
 #[derive(Clone, Default)]
 struct State {
     inodes: Vec<Inode>,
-    calls: usize,
+    /// Changes of names that are not durable yet, oldest first.
+    pending: Vec<NameChange>,
+    calls: Vec<(Call, PathBuf)>,
     fault: Option<Fault>,
     cut: bool,
+    full: bool,
 }
+
+/// Names that change at once, and what each stands for then: two for a rename.
+#[derive(Clone)]
+struct NameChange(Vec<(usize, OsString, Option<usize>)>);
 
 type Names = BTreeMap<OsString, usize>;
 
@@ -76,6 +127,7 @@ impl Inode {
                 Survival::Killed => {}
                 Survival::Dropped => *live = durable.clone(),
                 Survival::Torn => *durable = live.clone(),
+                Survival::Scattered(_) => unreachable!("scattered by the whole disk"),
             },
             Self::File { bytes, durable, .. } => match survival {
                 Survival::Killed => {}
@@ -85,9 +137,37 @@ impl Inode {
                     bytes.truncate(kept + (bytes.len() - kept) / 2);
                     *durable = bytes.clone();
                 }
+                Survival::Scattered(_) => unreachable!("scattered by the whole disk"),
             },
         }
     }
+}
+
+const SECTOR_BYTES: usize = 512;
+
+/// Some sectors of what was written after the last sync.
+fn scatter(bytes: &mut Vec<u8>, durable: &mut Vec<u8>, random: &mut Random) {
+    if bytes == durable {
+        return;
+    }
+    if !bytes.starts_with(durable) && random.below(2) == 0 {
+        // Emptied and written anew, none of which happened.
+        bytes.clone_from(durable);
+        return;
+    }
+    let kept = if bytes.starts_with(durable) { durable.len() } else { 0 };
+    let length = match random.below(3) {
+        0 => kept,
+        1 => bytes.len(),
+        _ => kept + random.below((bytes.len() - kept) as u64 + 1) as usize,
+    };
+    bytes.truncate(length);
+    for sector in bytes[kept..].chunks_mut(SECTOR_BYTES) {
+        if random.below(2) == 0 {
+            sector.fill(0);
+        }
+    }
+    durable.clone_from(bytes);
 }
 
 impl State {
@@ -116,17 +196,69 @@ impl State {
     }
 
     /// Counts a call that changes something.
-    fn change(&mut self) -> io::Result<()> {
+    fn change(&mut self, what: Call, path: &Path) -> io::Result<()> {
         self.look()?;
-        let call = self.calls;
-        self.calls += 1;
+        let call = self.calls.len();
+        self.calls.push((what, path.to_owned()));
+        let needs_room = match what {
+            Call::Create | Call::Write => true,
+            Call::CreateDirAll => self.find(path).is_err(),
+            _ => false,
+        };
         match self.fault {
             Some(Fault::CutAt(at)) if at == call => {
                 self.cut = true;
-                Err(io::Error::other("power cut"))
+                return Err(io::Error::other("power cut"));
             }
-            Some(Fault::FailAt(at)) if at == call => Err(io::Error::other("disk failure")),
-            _ => Ok(()),
+            Some(Fault::FailAt(at)) if at == call => return Err(io::Error::other("disk failure")),
+            Some(Fault::NoSpaceAt(at)) if at == call => self.full = true,
+            Some(Fault::InterruptAt(at)) if at == call && what == Call::Write => {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
+            _ => {}
+        }
+        if self.full && needs_room { Err(io::ErrorKind::StorageFull.into()) } else { Ok(()) }
+    }
+
+    /// Changes names at once, live; durable at the next sync of their directories.
+    fn rename_all(&mut self, names: Vec<(usize, OsString, Option<usize>)>) -> io::Result<()> {
+        for (dir, name, id) in &names {
+            let live = self.names(*dir)?;
+            match id {
+                Some(id) => drop(live.insert(name.clone(), *id)),
+                None => drop(live.remove(name)),
+            }
+        }
+        self.pending.push(NameChange(names));
+        Ok(())
+    }
+
+    fn survive(&mut self, survival: Survival) {
+        let Survival::Scattered(seed) = survival else {
+            self.inodes.iter_mut().for_each(|inode| inode.survive(survival));
+            if survival != Survival::Killed {
+                self.pending.clear();
+            }
+            return;
+        };
+        let mut random = Random(seed);
+        for NameChange(names) in std::mem::take(&mut self.pending) {
+            if random.below(2) == 0 {
+                continue;
+            }
+            for (dir, name, id) in names {
+                let Inode::Dir { durable, .. } = &mut self.inodes[dir] else { continue };
+                match id {
+                    Some(id) => drop(durable.insert(name, id)),
+                    None => drop(durable.remove(&name)),
+                }
+            }
+        }
+        for inode in &mut self.inodes {
+            match inode {
+                Inode::Dir { live, durable } => live.clone_from(durable),
+                Inode::File { bytes, durable, .. } => scatter(bytes, durable, &mut random),
+            }
         }
     }
 
@@ -161,20 +293,76 @@ impl MemFs {
 
     /// A disk with the same bytes, a fault to come, and no call counted.
     pub fn fork(&self, fault: Option<Fault>) -> Self {
-        let state = State { calls: 0, fault, cut: false, ..self.state().clone() };
+        let state = self.state();
+        let state = State {
+            inodes: state.inodes.clone(),
+            pending: state.pending.clone(),
+            calls: vec![],
+            fault,
+            cut: false,
+            full: false,
+        };
         Self(Arc::new(Mutex::new(state)))
     }
 
     /// The disk as the next process finds it.
     pub fn restart(&self, survival: Survival) -> Self {
         let next = self.fork(None);
-        next.state().inodes.iter_mut().for_each(|inode| inode.survive(survival));
+        next.state().survive(survival);
         next
     }
 
     /// How many calls changed something, or tried to.
     pub fn calls(&self) -> usize {
-        self.state().calls
+        self.state().calls.len()
+    }
+
+    /// Which calls, with the path each was for.
+    pub fn trace(&self) -> Vec<(Call, PathBuf)> {
+        self.state().calls.clone()
+    }
+
+    /// The bytes of a file as they would be found if what is not durable were dropped.
+    pub fn durable(&self, path: &Path) -> Option<Vec<u8>> {
+        let state = self.state();
+        let id = parts(path).try_fold(ROOT, |dir, name| match &state.inodes[dir] {
+            Inode::Dir { durable, .. } => durable.get(name).copied(),
+            Inode::File { .. } => None,
+        })?;
+        match &state.inodes[id] {
+            Inode::File { durable, .. } => Some(durable.clone()),
+            Inode::Dir { .. } => None,
+        }
+    }
+
+    /// A digest of all that is there, and of all that is durable.
+    pub fn fingerprint(&self) -> Digest {
+        fn of(inodes: &[Inode], id: usize, known: &mut BTreeMap<usize, Digest>) -> Digest {
+            if let Some(digest) = known.get(&id) {
+                return *digest;
+            }
+            let mut text = Vec::new();
+            match &inodes[id] {
+                Inode::File { bytes, durable, secret } => {
+                    text.push(u8::from(*secret));
+                    text.extend(Digest::of(bytes).as_bytes());
+                    text.extend(Digest::of(durable).as_bytes());
+                }
+                Inode::Dir { live, durable } => {
+                    for (kind, names) in [(2, live), (3, durable)] {
+                        for (name, id) in names {
+                            text.push(kind);
+                            text.extend(Digest::of(name.as_encoded_bytes()).as_bytes());
+                            text.extend(of(inodes, *id, known).as_bytes());
+                        }
+                    }
+                }
+            }
+            let digest = Digest::of(&text);
+            known.insert(id, digest);
+            digest
+        }
+        of(&self.state().inodes, ROOT, &mut BTreeMap::new())
     }
 
     /// Every file with its bytes.
@@ -212,7 +400,7 @@ impl MemFs {
 
     fn create_file(&self, path: &Path, secret: bool) -> io::Result<Box<dyn WriteFile>> {
         let mut state = self.state();
-        state.change()?;
+        state.change(Call::Create, path)?;
         let (dir, name) = state.place(path)?;
         let found = state.names(dir)?.get(&name).copied();
         let id = match found {
@@ -226,11 +414,11 @@ impl MemFs {
             }
             None => {
                 let id = state.add(Inode::file(secret));
-                state.names(dir)?.insert(name, id);
+                state.rename_all(vec![(dir, name, Some(id))])?;
                 id
             }
         };
-        Ok(Box::new(Handle { fs: self.clone(), id }))
+        Ok(Box::new(Handle { fs: self.clone(), id, path: path.to_owned() }))
     }
 }
 
@@ -238,21 +426,27 @@ impl MemFs {
 struct Handle {
     fs: MemFs,
     id: usize,
+    path: PathBuf,
 }
 
 impl Write for Handle {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
         let mut state = self.fs.state();
-        let changed = state.change();
-        let cut = state.cut;
+        let call = state.calls.len();
+        let was_cut = state.cut;
+        let changed = state.change(Call::Write, &self.path);
+        let cut = state.cut && !was_cut;
+        let short = state.fault == Some(Fault::ShortAt(call));
+        let length = match &changed {
+            Ok(()) if short => buffer.len().div_ceil(2),
+            Ok(()) => buffer.len(),
+            Err(_) if cut => buffer.len() / 2,
+            Err(_) => 0,
+        };
         if let Inode::File { bytes, .. } = &mut state.inodes[self.id] {
-            match &changed {
-                Ok(()) => bytes.extend(buffer),
-                Err(_) if cut => bytes.extend(&buffer[..buffer.len() / 2]),
-                Err(_) => {}
-            }
+            bytes.extend(&buffer[..length]);
         }
-        changed.map(|()| buffer.len())
+        changed.map(|()| length)
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -263,7 +457,7 @@ impl Write for Handle {
 impl WriteFile for Handle {
     fn sync(&mut self) -> io::Result<()> {
         let mut state = self.fs.state();
-        state.change()?;
+        state.change(Call::Sync, &self.path)?;
         if let Inode::File { bytes, durable, .. } = &mut state.inodes[self.id] {
             durable.clone_from(bytes);
         }
@@ -313,14 +507,16 @@ impl Files for MemFs {
         state.look()?;
         let id = state.find(path)?;
         match state.inodes[id] {
-            Inode::File { .. } => Ok(Arc::new(Handle { fs: self.clone(), id })),
+            Inode::File { .. } => {
+                Ok(Arc::new(Handle { fs: self.clone(), id, path: path.to_owned() }))
+            }
             Inode::Dir { .. } => Err(io::ErrorKind::IsADirectory.into()),
         }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.change()?;
+        state.change(Call::Rename, to)?;
         let id = state.find(from)?;
         let ((from_dir, from_name), (to_dir, to_name)) = (state.place(from)?, state.place(to)?);
         if let Some(&old) = state.names(to_dir)?.get(&to_name)
@@ -328,59 +524,75 @@ impl Files for MemFs {
         {
             return Err(io::ErrorKind::DirectoryNotEmpty.into());
         }
-        state.names(from_dir)?.remove(&from_name);
-        state.names(to_dir)?.insert(to_name, id);
-        Ok(())
+        state.rename_all(vec![(from_dir, from_name, None), (to_dir, to_name, Some(id))])
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.change()?;
+        state.change(Call::Remove, path)?;
         let id = state.find(path)?;
         if matches!(state.inodes[id], Inode::Dir { .. }) {
             return Err(io::ErrorKind::IsADirectory.into());
         }
         let (dir, name) = state.place(path)?;
-        state.names(dir)?.remove(&name);
-        Ok(())
+        state.rename_all(vec![(dir, name, None)])
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.change()?;
+        let cut = state.cut;
+        let changed = state.change(Call::RemoveDirAll, path);
+        if changed.is_err() && (cut || !state.cut) {
+            return changed;
+        }
         let id = state.find(path)?;
-        state.names(id)?;
+        // Names go one after the other, so a cut may leave some.
+        let names: Vec<_> = state.names(id)?.keys().cloned().collect();
+        let removed = if changed.is_ok() { names.len() } else { names.len() / 2 };
+        for name in names.into_iter().take(removed) {
+            state.rename_all(vec![(id, name, None)])?;
+        }
+        changed?;
         let (dir, name) = state.place(path)?;
-        state.names(dir)?.remove(&name);
-        Ok(())
+        state.rename_all(vec![(dir, name, None)])
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.change()?;
+        let cut = state.cut;
+        let changed = state.change(Call::CreateDirAll, path);
+        if changed.is_err() && (cut || !state.cut) {
+            return changed;
+        }
+        // As above: the first ones only.
+        let depth = parts(path).count();
+        let made = if changed.is_ok() { depth } else { depth - 1 };
         let mut dir = ROOT;
-        for name in parts(path) {
+        for name in parts(path).take(made) {
             let found = state.names(dir)?.get(name).copied();
             dir = match found {
                 Some(id) => id,
                 None => {
                     let id = state.add(Inode::dir());
-                    state.names(dir)?.insert(name.to_owned(), id);
+                    state.rename_all(vec![(dir, name.to_owned(), Some(id))])?;
                     id
                 }
             };
         }
+        changed?;
         state.names(dir).map(|_| ())
     }
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut state = self.state();
-        state.change()?;
+        state.change(Call::SyncDir, path)?;
         let id = state.find(path)?;
         match &mut state.inodes[id] {
             Inode::Dir { live, durable } => durable.clone_from(live),
             Inode::File { .. } => return Err(io::ErrorKind::NotADirectory.into()),
         }
+        state.pending.iter_mut().for_each(|NameChange(names)| names.retain(|(dir, ..)| *dir != id));
+        state.pending.retain(|NameChange(names)| !names.is_empty());
         Ok(())
     }
 

@@ -4,8 +4,10 @@
 use std::path::PathBuf;
 
 pub mod gradient;
+pub mod ledger;
 pub mod memfs;
 pub mod model;
+pub mod scenario;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {

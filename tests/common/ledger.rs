@@ -1,0 +1,423 @@
+//! Scenarios of a ledger: a small model, a few gradient files, and the commands on them.
+//!
+//! A new command is a new [`Step`] and what it acknowledges a new [`Fact`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use gradledger::{
+    export::{ExportDtype, SHARD_BYTES_MAX, export},
+    import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
+    ledger::{
+        At, Ledger, LedgerError,
+        fsck::fsck,
+        import::{Gradients, Peers, import_templar},
+        init::{InitOptions, init_in},
+        seal::{FoldOptions, seal},
+        writer::LedgerWriter,
+    },
+    store::files::Files,
+    types::{
+        bits::F32Bits,
+        digest::Digest,
+        manifest::ManifestId,
+        progress::Silent,
+        rule::{Dialect, Mean, Norm, SparseMeanSgd},
+        submission::{Outcome, Submission},
+    },
+};
+
+use super::{
+    Random,
+    memfs::{MemFs, Survival},
+    scenario::{Failed, Scenario},
+};
+
+/// What the scenarios start from: a model of two tensors and gradient files as Templar's miners write
+/// them, one damaged; and a real directory for the lock file, which is not opened through [`Files`].
+pub struct Fixture {
+    dir: tempfile::TempDir,
+    pool: rayon::ThreadPool,
+}
+
+/// The rounds that there are files for.
+pub const ROUNDS: [u64; 2] = [101, 102];
+
+/// Who is expected: in the first round one good file, one that is refused, one reserve without a file
+/// in its place, one reserve that is not needed.
+pub fn peers(round: u64) -> Peers {
+    if round == ROUNDS[0] {
+        Peers { listed: vec![7, 3], reserve: vec![41, 55] }
+    } else {
+        Peers { listed: vec![7, 12], reserve: vec![] }
+    }
+}
+
+/// The model: names, shapes, and the blocks that chunks of 8 give.
+const MODEL: [(&str, &[u64], &[u64]); 2] = [("bias", &[16], &[2]), ("weight", &[16, 16], &[2, 2])];
+
+/// A safetensors file of the model's first state.
+fn model() -> Vec<u8> {
+    let (mut header, mut data, mut random) = (serde_json::Map::new(), Vec::new(), Random(1));
+    for (name, shape, _) in MODEL {
+        let start = data.len();
+        for _ in 0..shape.iter().product() {
+            data.extend((random.below(1000) as f32 / 1000.0 - 0.5).to_le_bytes());
+        }
+        let tensor = serde_json::json!({
+            "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]
+        });
+        header.insert(name.to_owned(), tensor);
+    }
+    let header = serde_json::Value::from(header).to_string();
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat()
+}
+
+/// A gradient file: four values of each block, other ones for each miner and round.
+fn gradient(round: u64, uid: u16) -> Vec<u8> {
+    let mut random = Random(round << 16 | u64::from(uid));
+    let mut writer = GradientWriter::new(Vec::new(), "temp").expect("a folder's name");
+    for (name, _, blocks) in MODEL {
+        let count = blocks.iter().product();
+        let (mut idxs, mut vals) = (Vec::new(), Vec::new());
+        for _ in 0..count {
+            let first = random.below(4);
+            for [a, b] in [[first, first + 1], [first + 2, first + 3]] {
+                idxs.extend([a as u8, (b << 4) as u8, (b >> 4) as u8]);
+            }
+            vals.extend([0; 4].map(|_: u8| random.below(4) as u8));
+        }
+        let tensor = GradientTensor {
+            name,
+            idxs: &idxs,
+            vals: &vals,
+            vals_shape: &[blocks, &[4]].concat(),
+            shift: 0.125,
+            scale: 0.5,
+            lookup: &[-1.0, -0.25, 0.25, 1.0],
+        };
+        writer.tensor(&tensor).expect("a tensor of the model");
+    }
+    let (window, sample_digest) = (round as i64, "0123456789abcdef0123456789abcdef");
+    let metadata = GradientMetadata { window, global_step: 1, sample_digest, sample_count: 1 };
+    writer.finish(&metadata).expect("a file in memory")
+}
+
+impl Fixture {
+    /// Writes what is needed.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().expect("one thread");
+        fs::write(dir.path().join("model.safetensors"), model()).expect("a new file");
+        for round in ROUNDS {
+            let to = dir.path().join(format!("w{round}"));
+            fs::create_dir(&to).expect("a new directory");
+            for uid in [3, 7, 12, 55] {
+                let mut bytes = gradient(round, uid);
+                if uid == 3 {
+                    let middle = bytes.len() / 2;
+                    bytes.truncate(middle);
+                }
+                let name = format!("gradient-{round}-{uid}-v2.1.28.pt");
+                fs::write(to.join(name), bytes).expect("a new file");
+            }
+        }
+        fs::create_dir(dir.path().join("ledger")).expect("a new directory");
+        Self { dir, pool }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Where the ledger lies, on any disk.
+    pub fn root(&self) -> PathBuf {
+        self.dir.path().join("ledger")
+    }
+
+    pub fn checkpoint(&self) -> PathBuf {
+        self.dir.path().join("model.safetensors")
+    }
+
+    pub fn gradients(&self, round: u64) -> PathBuf {
+        self.dir.path().join(format!("w{round}"))
+    }
+
+    /// Does one step; acknowledged facts are added. What was done already succeeds.
+    pub fn step(
+        &self,
+        step: &Step,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        facts: &mut Vec<Fact>,
+    ) -> Result<(), LedgerError> {
+        // One thread, so that calls come in the same order each time.
+        self.pool.install(|| match step {
+            Step::Init => self.init(root, files, facts),
+            Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
+            Step::Import(round, peers) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let dir = self.gradients(*round);
+                let gradients = Gradients::Directory(&dir);
+                let report =
+                    import_templar(&mut writer, *round, &gradients, Some(peers.clone()), &Silent);
+                for file in done_before(*round, report)?.into_iter().flat_map(|r| r.files) {
+                    let (index, uid) = (file.index, file.uid);
+                    facts.push(Fact::Statement { index, uid, outcome: file.outcome });
+                }
+                Ok(())
+            }
+            Step::Seal(round) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let report = seal(&mut writer, *round, one_thread(), &Silent);
+                if let Some(report) = done_before(*round, report)? {
+                    let (round, record, next) = (*round, report.record, report.next);
+                    facts.push(Fact::Sealed { round, record, next });
+                }
+                Ok(())
+            }
+        })
+    }
+
+    fn init(
+        &self,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        facts: &mut Vec<Fact>,
+    ) -> Result<(), LedgerError> {
+        let options = InitOptions {
+            run: "crash".to_owned(),
+            origin: "crash.invalid/ledger".to_owned(),
+            checkpoint: &self.checkpoint(),
+            select: None,
+            rule: SparseMeanSgd {
+                dialect: Dialect::Templar,
+                chunk: 8,
+                top_k: 4,
+                bins: 4,
+                lr_f32: F32Bits(0.4),
+                mean: Mean::Contributors,
+                norm: Norm::TorchCpuF32,
+            },
+            frozen: false,
+            key_file: None,
+            miners: gradledger::types::record::MinersPolicy::Listed,
+        };
+        match init_in(files.clone(), root, &options, &Silent) {
+            Ok(report) => {
+                facts.push(Fact::Run(report.ledger.run_id()));
+                facts.push(Fact::Model(report.ledger.genesis().model));
+                Ok(())
+            }
+            Err(LedgerError::Exists { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// A round that is sealed is neither imported nor sealed again, and says so.
+fn done_before<T>(round: u64, report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
+    match report {
+        Ok(report) => Ok(Some(report)),
+        Err(LedgerError::RoundOrder { last, .. }) if last == round => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn one_thread() -> FoldOptions {
+    FoldOptions { threads: 1, ..FoldOptions::default() }
+}
+
+/// One command on a ledger.
+#[derive(Clone, Debug)]
+pub enum Step {
+    Init,
+    Open,
+    Import(u64, Peers),
+    Seal(u64),
+}
+
+impl Step {
+    pub fn import(round: u64) -> Self {
+        Self::Import(round, peers(round))
+    }
+}
+
+/// What a ledger acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Fact {
+    /// Its run, whose id no two inits share.
+    Run(Digest),
+    /// The first state.
+    Model(ManifestId),
+    Statement {
+        index: u64,
+        uid: u16,
+        outcome: &'static str,
+    },
+    Sealed {
+        round: u64,
+        record: Digest,
+        next: ManifestId,
+    },
+}
+
+/// Steps on a ledger.
+pub struct LedgerScenario<'f> {
+    pub fixture: &'f Fixture,
+    pub name: &'static str,
+    /// The disk before, and what was acknowledged on it.
+    pub base: MemFs,
+    pub known: Vec<Fact>,
+    pub steps: Vec<Step>,
+    /// What each state is exported as.
+    exports: BTreeMap<Digest, Digest>,
+    sealed: BTreeMap<u64, ManifestId>,
+}
+
+impl<'f> LedgerScenario<'f> {
+    /// `steps` after `before`, each of which is durable.
+    pub fn new(fixture: &'f Fixture, name: &'static str, before: &[Step], steps: &[Step]) -> Self {
+        let (mut base, mut known) = (MemFs::new(), Vec::new());
+        base.create_dir_all(fixture.dir()).expect("an empty disk");
+        base = base.restart(Survival::Torn);
+        for step in before {
+            let done = fixture.step(step, &fixture.root(), &base.handle(), &mut known);
+            done.expect("an undisturbed step");
+        }
+        Self::on(fixture, name, base.restart(Survival::Dropped), known, steps)
+    }
+
+    /// `steps` on a disk as it is.
+    pub fn on(
+        fixture: &'f Fixture,
+        name: &'static str,
+        base: MemFs,
+        known: Vec<Fact>,
+        steps: &[Step],
+    ) -> Self {
+        let steps = steps.to_vec();
+        let (exports, sealed) = (BTreeMap::new(), BTreeMap::new());
+        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed };
+        let whole = scenario.base.fork(None);
+        scenario.act(whole.handle(), &mut vec![]).expect("undisturbed steps");
+        let ledger = Ledger::open_in(whole.handle(), &fixture.root()).expect("a ledger");
+        for sealed in ledger.sealed() {
+            let (round, next) = (sealed.record.round, sealed.record.next);
+            let bits = exported(&ledger, At::Round(round)).expect("a state");
+            scenario.exports.insert(next.root, bits);
+            scenario.sealed.insert(round, next);
+        }
+        scenario
+    }
+
+    fn fact(&self, ledger: &Ledger, fact: &Fact) -> Result<(), Failed> {
+        let there = match fact {
+            Fact::Run(id) => ledger.run_id() == *id,
+            Fact::Model(id) => ledger.genesis().model == *id,
+            Fact::Statement { index, uid, outcome } => {
+                let found = ledger.submissions(*index..*index + 1)?;
+                matches!(&found[..], [(_, Submission::Fetched(fetched))]
+                    if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
+            }
+            Fact::Sealed { round, record, next } => {
+                let sealed = &ledger.sealed()[ledger.position(*round)?];
+                sealed.leaf == *record
+                    && sealed.record.next == *next
+                    && exported(ledger, At::Round(*round))? == self.exports[&next.root]
+            }
+        };
+        if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
+    }
+}
+
+fn kind(outcome: &Outcome) -> &'static str {
+    match outcome {
+        Outcome::Delta(_) => "delta",
+        Outcome::Refused(_) => "refused",
+        Outcome::Unread => "unread",
+    }
+}
+
+/// What all files of an export hash to.
+pub fn exported(ledger: &Ledger, at: At) -> Result<Digest, Failed> {
+    let out = MemFs::new();
+    let state = ledger.checkpoint(ledger.state(at)?)?;
+    export(&state, ExportDtype::F32, SHARD_BYTES_MAX, &out, Path::new("/out"), &Silent)?;
+    let mut all = Vec::new();
+    for (path, bytes) in out.files() {
+        writeln!(all, "{} {}", path.display(), bytes.len())?;
+        all.extend(bytes);
+    }
+    Ok(Digest::of(&all))
+}
+
+impl Scenario for LedgerScenario<'_> {
+    type Fact = Fact;
+
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn disk(&self) -> MemFs {
+        self.base.fork(None)
+    }
+
+    fn act(&self, files: Arc<dyn Files>, facts: &mut Vec<Fact>) -> Result<(), Failed> {
+        for step in &self.steps {
+            self.fixture.step(step, &self.fixture.root(), &files, facts)?;
+        }
+        Ok(())
+    }
+
+    fn recover(&self, files: Arc<dyn Files>) -> Result<(), Failed> {
+        match self.fixture.step(&Step::Open, &self.fixture.root(), &files, &mut vec![]) {
+            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() => Ok(()),
+            done => Ok(done?),
+        }
+    }
+
+    fn check(&self, files: Arc<dyn Files>, facts: &[Fact]) -> Result<(), Failed> {
+        let ledger = match Ledger::open_in(files, &self.fixture.root()) {
+            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() && facts.is_empty() => {
+                return Ok(());
+            }
+            opened => opened?,
+        };
+        fsck(&ledger, one_thread(), &Silent)?;
+        for fact in self.known.iter().chain(facts) {
+            self.fact(&ledger, fact)?;
+        }
+        for sealed in ledger.sealed() {
+            let (round, found) = (sealed.record.round, sealed.record.next);
+            if self.sealed.get(&round) != Some(&found) {
+                return Err(format!("round {round} was sealed as {found:?}").into());
+            }
+        }
+        let mut stated = BTreeSet::new();
+        for (index, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
+            if !stated.insert((submission.round(), submission.miner())) {
+                return Err(format!("statement {index} repeats an earlier one").into());
+            }
+        }
+        Ok(())
+    }
+
+    fn lasting(&self, facts: Vec<Fact>) -> Vec<Fact> {
+        let ours = |fact: &Fact| !matches!(fact, Fact::Run(_));
+        facts.into_iter().filter(|fact| !self.known.is_empty() || ours(fact)).collect()
+    }
+
+    fn record(&self) -> Option<PathBuf> {
+        Some(self.fixture.root().join("keys/log.key.heads"))
+    }
+
+    fn same_heads(&self) -> bool {
+        !self.known.is_empty()
+    }
+}
