@@ -55,7 +55,10 @@ pub enum LedgerError {
         "{path} is not a ledger: it has no log of rounds. `gradledger init {path} ...` makes one"
     )]
     NoLedger { path: PathBuf },
-    #[error("{path} is missing: the signed head of a log that is there. Bring it back from a copy")]
+    #[error(
+        "{path} is missing: the signed head of a log that is there. If `gradledger init` was \
+         interrupted, run it again; else bring the file back from a copy"
+    )]
     NoHead { path: PathBuf },
     #[error("{path} is a ledger already; give another directory")]
     Exists { path: PathBuf },

@@ -377,14 +377,21 @@ impl Scenario for LedgerScenario<'_> {
 
     fn recover(&self, files: Arc<dyn Files>) -> Result<(), Failed> {
         match self.fixture.step(&Step::Open, &self.fixture.root(), &files, &mut vec![]) {
-            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() => Ok(()),
+            // Until init has published the head of its genesis, it is to be run again.
+            Err(LedgerError::NoLedger { .. } | LedgerError::NoHead { .. })
+                if self.known.is_empty() =>
+            {
+                Ok(())
+            }
             done => Ok(done?),
         }
     }
 
     fn check(&self, files: Arc<dyn Files>, facts: &[Fact]) -> Result<(), Failed> {
         let ledger = match Ledger::open_in(files, &self.fixture.root()) {
-            Err(LedgerError::NoLedger { .. }) if self.known.is_empty() && facts.is_empty() => {
+            Err(LedgerError::NoLedger { .. } | LedgerError::NoHead { .. })
+                if self.known.is_empty() && facts.is_empty() =>
+            {
                 return Ok(());
             }
             opened => opened?,
