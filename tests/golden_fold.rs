@@ -16,7 +16,7 @@ use std::{
 use gradledger::{
     codec::{
         book::Book,
-        layout::{DeltaGroup, Layout},
+        layout::{DeltaGroup, Layout, TensorLayout},
     },
     import::checkpoint::Checkpoint,
     ledger::{
@@ -39,6 +39,9 @@ use gradledger::{
 use gradledger_kernels::{Band, Contribution, Divisor, cpu, levels::levels, reference};
 use serde_json::Value;
 use tempfile::TempDir;
+
+/// Packed positions, packed codes, and what each code stands for.
+type Rows = (Vec<u8>, Vec<u8>, Vec<f32>);
 
 /// One case: its folder and `case.json`.
 struct Case {
@@ -202,56 +205,90 @@ fn assert_plan(ledger: &Ledger, case: &Case, round: &Value) {
     }
 }
 
+/// A round's accepted deltas, by uid, in ledger order.
+fn deltas_of(ledger: &Ledger, round: u64) -> Vec<(String, StoredDelta)> {
+    let position = ledger.position(round).unwrap();
+    let checked = gradledger::ledger::check::check_round(ledger, position).unwrap();
+    let open = |(miner, id): &(String, _)| {
+        (miner.replace("uid ", ""), StoredDelta::open(ledger.place(), *id).unwrap())
+    };
+    checked.deltas.iter().map(open).collect()
+}
+
+/// One miner's whole rows of a tensor, and what its codes stand for at `factor`.
+fn rows_of(tensor: &TensorLayout, delta: &StoredDelta, factor: f32) -> Rows {
+    let whole = |group, bytes: u64| {
+        let mut all = vec![0; (tensor.grid.blocks() * bytes) as usize];
+        delta.open_artifact(group, &tensor.name).unwrap().read_exact(&mut all).unwrap();
+        all
+    };
+    let book = Book::from_bytes(&delta.book(&tensor.name).unwrap());
+    (
+        whole(DeltaGroup::Index, tensor.index_bytes_per_block()),
+        whole(DeltaGroup::Code, tensor.code_bytes_per_block()),
+        levels(&book.lookup, book.shift, factor),
+    )
+}
+
+/// What the reference aggregates of these rows over the whole tensor equals `expected`.
+fn assert_aggregate(tensor: &TensorLayout, rows: &[Rows], expected: &[u8], what: &str) {
+    let grid = tensor.grid;
+    let band = Band {
+        rows: grid.rows as usize,
+        columns: grid.columns as usize,
+        block_rows: grid.block_rows as usize,
+        block_columns: grid.block_columns as usize,
+        k: tensor.k as usize,
+        code_bits: tensor.code_bits,
+    };
+    let contributions: Vec<_> =
+        rows.iter().map(|(index, code, levels)| Contribution { index, code, levels }).collect();
+    let found = reference::aggregate(&band, &contributions, Divisor::Contributors).unwrap();
+    assert_eq!(expected.len(), 4 * found.len(), "{what}");
+    for (element, (expected, found)) in expected.as_chunks::<4>().0.iter().zip(&found).enumerate() {
+        let expected = f32::from_le_bytes(*expected);
+        let same = expected.to_bits() == found.to_bits() || (expected.is_nan() && found.is_nan());
+        assert!(same, "{what}[{element}]: {expected:e}, {found:e}");
+    }
+}
+
 /// The aggregated delta, from the stored deltas by the reference, equals Templar's.
 fn assert_delta(ledger: &Ledger, case: &Case, round: &Value) {
     let number = round["window"].as_u64().unwrap();
-    let position = ledger.position(number).unwrap();
-    let checked = gradledger::ledger::check::check_round(ledger, position).unwrap();
-    let open = |(_, id): &(String, _)| StoredDelta::open(ledger.place(), *id).unwrap();
-    let deltas: Vec<StoredDelta> = checked.deltas.iter().map(open).collect();
+    let deltas = deltas_of(ledger, number);
     let (layout, plan) = plan_of(ledger, number);
-    let theirs = tensors(&case.window_dir(number).join("delta.safetensors"));
-    for (name, expected) in theirs {
+    for (name, expected) in tensors(&case.window_dir(number).join("delta.safetensors")) {
         let at = layout.tensors.iter().position(|t| t.name == name).unwrap();
-        let (tensor, grid) = (&layout.tensors[at], layout.tensors[at].grid);
-        let band = Band {
-            rows: grid.rows as usize,
-            columns: grid.columns as usize,
-            block_rows: grid.block_rows as usize,
-            block_columns: grid.block_columns as usize,
-            k: tensor.k as usize,
-            code_bits: tensor.code_bits,
-        };
-        let whole = |delta: &StoredDelta, group, bytes: u64| {
-            let mut all = vec![0; (grid.blocks() * bytes) as usize];
-            delta.open_artifact(group, &name).unwrap().read_exact(&mut all).unwrap();
-            all
-        };
         let rows: Vec<_> = deltas
             .iter()
             .zip(plan.tensor(at))
-            .map(|(delta, row)| {
-                let book = Book::from_bytes(&delta.book(&name).unwrap());
-                (
-                    whole(delta, DeltaGroup::Index, tensor.index_bytes_per_block()),
-                    whole(delta, DeltaGroup::Code, tensor.code_bytes_per_block()),
-                    levels(&book.lookup, book.shift, row.factor),
-                )
-            })
+            .map(|((_, delta), row)| rows_of(&layout.tensors[at], delta, row.factor))
             .collect();
-        let contributions: Vec<_> =
-            rows.iter().map(|(index, code, levels)| Contribution { index, code, levels }).collect();
-        let found = reference::aggregate(&band, &contributions, Divisor::Contributors).unwrap();
-        for (element, (expected, found)) in
-            expected.as_chunks::<4>().0.iter().zip(&found).enumerate()
-        {
-            let expected = f32::from_le_bytes(*expected);
-            let same =
-                expected.to_bits() == found.to_bits() || (expected.is_nan() && found.is_nan());
-            let case = case.name();
-            assert!(same, "{case}, round {number}, {name}[{element}]: {expected:e}, {found:e}");
-        }
+        let what = format!("{}, round {number}, {name}", case.name());
+        assert_aggregate(&layout.tensors[at], &rows, &expected, &what);
     }
+}
+
+/// Each miner's own dense tensor, without clipping, equals Templar's. Large ones may be left out.
+fn assert_dense(ledger: &Ledger, case: &Case, round: &Value) {
+    let number = round["window"].as_u64().unwrap();
+    let file = case.window_dir(number).join("dense.safetensors");
+    if !file.is_file() {
+        println!("{}, round {number}: no dense tensors", case.name());
+        return;
+    }
+    let deltas = deltas_of(ledger, number);
+    let layout = ledger.layout().unwrap();
+    let mut compared = 0;
+    for (key, expected) in tensors(&file) {
+        let (uid, name) = key.split_once('/').unwrap();
+        let Some((_, delta)) = deltas.iter().find(|(of, _)| of == uid) else { continue };
+        let tensor = layout.find(name).unwrap();
+        let what = format!("{}, round {number}, {key}", case.name());
+        assert_aggregate(tensor, &[rows_of(tensor, delta, 1.0)], &expected, &what);
+        compared += 1;
+    }
+    assert!(compared > 0, "{} names no accepted miner", file.display());
 }
 
 #[test]
@@ -271,6 +308,7 @@ fn golden_rounds_fold_to_templars_bits() {
                 assert_state(&opened, &case, round);
                 assert_plan(&opened, &case, round);
                 assert_delta(&opened, &case, round);
+                assert_dense(&opened, &case, round);
             }
             println!("{}: {} rounds on {path:?}", case.name(), case.rounds().len());
         }
