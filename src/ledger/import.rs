@@ -359,8 +359,13 @@ impl Import {
                 let (files, digest) = (&*place.files, statement.source_sha256);
                 let mut bytes = Sequential { source: &*source, at: 0 };
                 let _one = self.quarantine.lock().unwrap_or_else(PoisonError::into_inner);
-                quarantine::keep(files, &place.root, self.round, &mut bytes, digest, &found.file)
-                    .map_err(StoreError::from)?;
+                // An aggregator is kept once, however many of its miners are refused.
+                let kept = quarantine::find(files, &place.root, self.round, digest);
+                if self.aggregator.is_none() || kept.map_err(StoreError::from)?.is_none() {
+                    let (root, round, name) = (&place.root, self.round, &found.file);
+                    quarantine::keep(files, root, round, &mut bytes, digest, name)
+                        .map_err(StoreError::from)?;
+                }
                 Outcome::Refused(refusal)
             }
         };
