@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution, Findings, Step};
 use crate::{KernelError, check};
 use gather::Sums;
-use update::Window;
+use update::{Row, Window};
 
 /// Which instructions the pass over the state uses. All paths give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +109,8 @@ impl FromStr for Path {
 /// - `contributions`: at most 255, in ledger order, each with every block of the band.
 /// - `state`: f32 `[rows, columns]`, row-major.
 ///
-/// Scratch memory: about 72 KB a thread, whatever the band's size, and 16 bytes a row.
+/// Scratch memory: 72 KiB and the miners' levels a thread, whatever the band's size, and 32 bytes a
+/// row.
 ///
 /// # Errors
 ///
@@ -121,14 +122,46 @@ pub fn fold(
     step: Step,
     state: &mut [f32],
 ) -> Result<Findings, KernelError> {
+    fold_from(path, band, contributions, step, None, state)
+}
+
+/// As [`fold`], out of place: `base` is the state before the step, `next` is made the state after
+/// it, both `[rows, columns]`.
+///
+/// Best where `next` begins at a multiple of 64 bytes and is not read soon: whole cache lines are
+/// then written past the caches.
+///
+/// # Errors
+///
+/// As [`fold`]; `next` is unspecified then.
+pub fn fold_into(
+    path: Path,
+    band: &Band,
+    contributions: &[Contribution<'_>],
+    step: Step,
+    base: &[f32],
+    next: &mut [f32],
+) -> Result<Findings, KernelError> {
+    fold_from(path, band, contributions, step, Some(base), next)
+}
+
+fn fold_from(
+    path: Path,
+    band: &Band,
+    contributions: &[Contribution<'_>],
+    step: Step,
+    base: Option<&[f32]>,
+    next: &mut [f32],
+) -> Result<Findings, KernelError> {
     if !path.is_available() {
         return Err(KernelError::PathUnavailable { path });
     }
     check::lengths(band, contributions)?;
-    check::state(band, state)?;
+    check::state(band, base.unwrap_or(next))?;
+    check::state(band, next)?;
     let job = Job { path, band: flat_where_possible(band), contributions, step };
     let folded = job
-        .pieces(state)
+        .pieces(base, next)
         .into_par_iter()
         .map_init(|| job.sums(), |sums, piece| job.fold_piece(sums, piece))
         .try_reduce(Findings::default, |a, b| Ok(a.merged(b)));
@@ -141,11 +174,13 @@ pub fn fold(
 /// An index out of range or sent twice; where, [`check::indices`] finds out.
 struct Fault;
 
-/// Elements of the blocks that go through together: their sums and counts fit the first cache, and
-/// the pieces of a row are long enough for memory. Two blocks of 64 x 64.
-const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
+/// Elements of the blocks that go through together, unless one block has more: their sums fit the
+/// first cache.
+const GROUP_ELEMENTS: usize = BLOCK_LEN_MAX;
+/// How many groups ahead of the one at hand memory is asked for.
+const GROUPS_AHEAD: usize = 2;
 /// Elements that are worth a task of their own.
-const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
+const PIECE_ELEMENTS_MIN: usize = 16 * GROUP_ELEMENTS;
 
 struct Job<'a> {
     path: Path,
@@ -160,7 +195,7 @@ struct Piece<'s> {
     /// Their first element, row-major in the band.
     origin: usize,
     /// Their part of each row of the state.
-    rows: Vec<&'s mut [f32]>,
+    rows: Vec<Row<'s>>,
 }
 
 impl Job<'_> {
@@ -170,36 +205,38 @@ impl Job<'_> {
     }
 
     fn sums(&self) -> Sums {
-        Sums::new(self.group() * self.band.block_len())
+        Sums::new(&self.band, self.contributions, self.group())
     }
 
     /// Cuts the state: by rows of blocks, and these by columns if they are too few for the threads.
-    fn pieces<'s>(&self, state: &'s mut [f32]) -> Vec<Piece<'s>> {
+    fn pieces<'s>(&self, base: Option<&'s [f32]>, next: &'s mut [f32]) -> Vec<Piece<'s>> {
         let Band { columns, block_rows, block_columns, .. } = self.band;
-        if state.is_empty() {
+        if next.is_empty() {
             return Vec::new();
         }
         let (strip_elements, across) = (block_rows * columns, columns / block_columns);
         let wanted = match rayon::current_num_threads() {
             1 => 1,
             // More pieces than threads, so that none waits long for the last.
-            threads => (threads * 4).div_ceil(state.len() / strip_elements),
+            threads => (threads * 4).div_ceil(next.len() / strip_elements),
         };
         let blocks_min = PIECE_ELEMENTS_MIN.div_ceil(self.band.block_len());
         let blocks = across.div_ceil(wanted).max(blocks_min).next_multiple_of(self.group());
+        let width = blocks * block_columns;
         let mut pieces = Vec::new();
-        for (strip, elements) in state.chunks_mut(strip_elements).enumerate() {
+        for (strip, elements) in next.chunks_mut(strip_elements).enumerate() {
             let cut = pieces.len();
             pieces.extend((0..across).step_by(blocks).map(|column| Piece {
                 first_block: strip * across + column,
                 origin: strip * strip_elements + column * block_columns,
                 rows: Vec::with_capacity(block_rows),
             }));
-            for row in elements.chunks_mut(columns) {
-                for (piece, part) in
-                    pieces[cut..].iter_mut().zip(row.chunks_mut(blocks * block_columns))
-                {
-                    piece.rows.push(part);
+            for (r, row) in elements.chunks_mut(columns).enumerate() {
+                let start = strip * strip_elements + r * columns;
+                let mut from = base.map(|base| base[start..][..columns].chunks(width));
+                for (piece, next) in pieces[cut..].iter_mut().zip(row.chunks_mut(width)) {
+                    let base = from.as_mut().and_then(Iterator::next);
+                    piece.rows.push(Row { base, next });
                 }
             }
         }
@@ -208,7 +245,7 @@ impl Job<'_> {
 
     fn fold_piece(&self, sums: &mut Sums, mut piece: Piece<'_>) -> Result<Findings, Fault> {
         let width = self.band.block_columns;
-        let columns = piece.rows[0].len();
+        let columns = piece.rows[0].next.len();
         let mut findings = Findings::default();
         let group = self.group();
         for column in (0..columns).step_by(group * width) {
@@ -216,6 +253,7 @@ impl Job<'_> {
             sums.gather(
                 &self.band,
                 self.contributions,
+                self.step.divisor,
                 piece.first_block + column / width,
                 blocks,
             )?;

@@ -147,20 +147,26 @@ fn agree(case: &Case, pools: &[rayon::ThreadPool], label: &str) -> Result<Findin
             let label =
                 format!("{label}, {path}, {} threads, {:?}", pool.current_num_threads(), case.band);
             assert_eq!(found, expected, "{label}");
+            // Out of place too, at every alignment that an f32 has within a cache line.
+            let mut elsewhere = vec![f32::NAN; case.state.len() + 16];
+            let next = &mut elsewhere[case.state.len() % 16..][..case.state.len()];
+            let found = pool.install(|| {
+                cpu::fold_into(path, &case.band, &contributions, case.step, &case.state, next)
+            });
+            assert_eq!(found, expected, "{label}, out of place");
             if expected.is_ok() {
-                let differs = (0..state.len())
-                    .find(|&at| state[at].to_bits() != expected_state[at].to_bits());
-                assert_eq!(
-                    differs,
-                    None,
-                    "{label}: {:?}, {:?}",
-                    differs.map(|at| state[at]),
-                    differs.map(|at| expected_state[at])
-                );
+                same_bits(&state, &expected_state, &label);
+                same_bits(next, &expected_state, &format!("{label}, out of place"));
             }
         }
     }
     expected
+}
+
+fn same_bits(found: &[f32], expected: &[f32], label: &str) {
+    let differs = (0..expected.len()).find(|&at| found[at].to_bits() != expected[at].to_bits());
+    let at = differs.map(|at| (at, found[at], expected[at]));
+    assert_eq!((found.len(), at), (expected.len(), None), "{label}");
 }
 
 fn random_k(random: &mut Random, block_len: usize) -> usize {

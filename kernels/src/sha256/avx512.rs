@@ -38,7 +38,11 @@ pub(super) fn compress(state: &mut State<16>, messages: [&[u8]; 16]) {
 #[target_feature(enable = "avx512f,avx512bw")]
 fn transposed(rows: [__m512i; 16]) -> [__m512i; 16] {
     let swap = _mm512_set4_epi32(0x0c0d_0e0f, 0x0809_0a0b, 0x0405_0607, 0x0001_0203);
-    let r = rows.map(|row| _mm512_shuffle_epi8(row, swap));
+    // A loop: what `map` calls would be compiled for any processor, and called.
+    let mut r = rows;
+    for row in &mut r {
+        *row = _mm512_shuffle_epi8(*row, swap);
+    }
     // Within each 128 bits of four rows: words 4q to 4q + 3 of row 4p + i become word 4q + i.
     let mut t = r;
     for p in [0, 4, 8, 12] {

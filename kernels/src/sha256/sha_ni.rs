@@ -10,26 +10,46 @@ use super::{BLOCK, ROUND, State};
 pub(super) fn compress(state: &mut State<2>, messages: [&[u8]; 2]) {
     let length = messages[0].len();
     assert!(messages[1].len() == length && length.is_multiple_of(BLOCK), "blocks of one length");
-    let mut words: [Words; 2] = std::array::from_fn(|lane| Words::load(state, lane));
+    let mut words = [Words::load(state, 0), Words::load(state, 1)];
     for at in (0..length).step_by(BLOCK) {
         let before = words;
-        let mut w = messages.map(|message| {
-            // SAFETY: a block lies at `at`, a multiple of a block below the length.
-            schedule(unsafe { &*message.as_ptr().add(at).cast::<[u8; BLOCK]>() })
-        });
+        // SAFETY: a block lies at `at`, a multiple of a block below the length of both.
+        let [first, second] = unsafe {
+            [
+                &*messages[0].as_ptr().add(at).cast::<[u8; BLOCK]>(),
+                &*messages[1].as_ptr().add(at).cast::<[u8; BLOCK]>(),
+            ]
+        };
+        let mut w = [schedule(first), schedule(second)];
+        // Written out, since vectors in an array stay in registers only where it is indexed by
+        // constants.
+        macro_rules! four_rounds {
+            ($lane:literal, $q:literal, $t:expr) => {
+                words[$lane] = words[$lane].four_rounds(w[$lane][$q], $t + 4 * $q);
+            };
+            ($lane:literal, $q:literal, $t:expr, and schedule) => {
+                four_rounds!($lane, $q, $t);
+                w[$lane][$q] = next_words(&w[$lane], $q);
+            };
+        }
         for t in (0..48).step_by(16) {
-            for q in 0..4 {
-                for lane in 0..2 {
-                    words[lane] = words[lane].four_rounds(w[lane][q], t + 4 * q);
-                    w[lane][q] = next_words(&w[lane], q);
-                }
-            }
+            four_rounds!(0, 0, t, and schedule);
+            four_rounds!(1, 0, t, and schedule);
+            four_rounds!(0, 1, t, and schedule);
+            four_rounds!(1, 1, t, and schedule);
+            four_rounds!(0, 2, t, and schedule);
+            four_rounds!(1, 2, t, and schedule);
+            four_rounds!(0, 3, t, and schedule);
+            four_rounds!(1, 3, t, and schedule);
         }
-        for q in 0..4 {
-            for lane in 0..2 {
-                words[lane] = words[lane].four_rounds(w[lane][q], 48 + 4 * q);
-            }
-        }
+        four_rounds!(0, 0, 48);
+        four_rounds!(1, 0, 48);
+        four_rounds!(0, 1, 48);
+        four_rounds!(1, 1, 48);
+        four_rounds!(0, 2, 48);
+        four_rounds!(1, 2, 48);
+        four_rounds!(0, 3, 48);
+        four_rounds!(1, 3, 48);
         for lane in 0..2 {
             words[lane].abef = _mm_add_epi32(words[lane].abef, before[lane].abef);
             words[lane].cdgh = _mm_add_epi32(words[lane].cdgh, before[lane].cdgh);
