@@ -27,7 +27,7 @@ use update::{Row, Window};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Path {
-    /// None in particular: every processor.
+    /// None in particular but, where there is one, the fused multiply-add: every processor.
     Scalar,
     /// x86-64 with AVX2 and FMA, 8 elements at a time.
     Avx2,
@@ -109,8 +109,7 @@ impl FromStr for Path {
 /// - `contributions`: at most 255, in ledger order, each with every block of the band.
 /// - `state`: f32 `[rows, columns]`, row-major.
 ///
-/// Scratch memory: 72 KiB and the miners' levels a thread, whatever the band's size, and 32 bytes a
-/// row.
+/// Scratch memory: 72 KiB a thread, whatever the band's size, and 32 bytes a row.
 ///
 /// # Errors
 ///
@@ -174,13 +173,11 @@ fn fold_from(
 /// An index out of range or sent twice; where, [`check::indices`] finds out.
 struct Fault;
 
-/// Elements of the blocks that go through together, unless one block has more: their sums fit the
-/// first cache.
-const GROUP_ELEMENTS: usize = BLOCK_LEN_MAX;
-/// How many groups ahead of the one at hand memory is asked for.
-const GROUPS_AHEAD: usize = 2;
+/// Elements of the blocks that go through together: the pieces of a row are long enough for memory,
+/// and what a miner costs is shared. Two blocks of 64 x 64.
+const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
 /// Elements that are worth a task of their own.
-const PIECE_ELEMENTS_MIN: usize = 16 * GROUP_ELEMENTS;
+const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
 
 struct Job<'a> {
     path: Path,
@@ -205,7 +202,7 @@ impl Job<'_> {
     }
 
     fn sums(&self) -> Sums {
-        Sums::new(&self.band, self.contributions, self.group())
+        Sums::new(self.group() * self.band.block_len())
     }
 
     /// Cuts the state: by rows of blocks, and these by columns if they are too few for the threads.
@@ -253,7 +250,6 @@ impl Job<'_> {
             sums.gather(
                 &self.band,
                 self.contributions,
-                self.step.divisor,
                 piece.first_block + column / width,
                 blocks,
             )?;
@@ -286,17 +282,27 @@ fn flat_where_possible(band: &Band) -> Band {
     }
 }
 
+/// Caches to fetch into.
+const FIRST: u8 = 1;
+const SECOND: u8 = 2;
+
 /// Asks for the cache lines of `data[start .. start + length]`, cut to what there is.
 #[inline(always)]
-fn prefetch<T>(data: &[T], start: usize, length: usize) {
+fn prefetch<const CACHE: u8, T>(data: &[T], start: usize, length: usize) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
         let (start, end) = (start.min(data.len()), (start + length).min(data.len()));
         for at in (start..end).step_by(64 / size_of::<T>()) {
+            let line = data.as_ptr().wrapping_add(at).cast();
             // SAFETY: a prefetch reads nothing the program can see and never faults; the
             // instruction is in every x86-64.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(data.as_ptr().wrapping_add(at).cast()) };
+            unsafe {
+                match CACHE {
+                    FIRST => _mm_prefetch::<_MM_HINT_T0>(line),
+                    _ => _mm_prefetch::<_MM_HINT_T1>(line),
+                }
+            }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

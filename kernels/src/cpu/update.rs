@@ -9,10 +9,11 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod scalar;
 
-use super::gather::{NOBODY, Sums, value};
+use super::gather::Sums;
 use super::{Path, prefetch};
-use crate::band::{Divisor, Findings, Step};
+use crate::band::{Findings, Step};
 use crate::{canonical, fma};
 
 /// A group's elements in the state.
@@ -45,6 +46,7 @@ struct Run<'a> {
     base: Option<&'a [f32]>,
     next: &'a mut [f32],
     sum: &'a mut [f32],
+    sent: &'a mut [u16],
     /// The first element, row-major in the band.
     element: u64,
 }
@@ -58,14 +60,17 @@ impl Window<'_, '_> {
         let width = if height == 1 { columns } else { self.width };
         let block_len = height * width;
         for (r, row) in self.rows.iter_mut().enumerate() {
-            let next = self.column + super::GROUPS_AHEAD * columns;
-            prefetch(row.base.unwrap_or(row.next), next, columns);
+            let base = row.base.unwrap_or(row.next);
+            prefetch::<{ super::SECOND }, _>(base, self.column + columns, columns);
             let element = self.origin + r * self.stride;
-            for (run, column) in (self.column..self.column + columns).step_by(width).enumerate() {
+            let runs = self.column..self.column + columns;
+            for (run, column) in runs.step_by(width).enumerate() {
+                let at = run * block_len + r * width;
                 update(Run {
                     base: row.base.map(|base| &base[column..][..width]),
                     next: &mut row.next[column..][..width],
-                    sum: &mut sums.sum[run * block_len + r * width..][..width],
+                    sum: &mut sums.sum[at..][..width],
+                    sent: &mut sums.sent[at..][..width],
                     element: (element + run * width) as u64,
                 });
             }
@@ -77,11 +82,7 @@ impl Window<'_, '_> {
 /// available.
 pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
     match path {
-        Path::Scalar => {
-            let mut findings = Findings::default();
-            window.each_run(sums, |run| run.step_from(0, step, fma::fma_f32, &mut findings));
-            findings
-        }
+        Path::Scalar => scalar::pass(step, sums, window),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `cpu::fold` refuses a path that the processor cannot run.
         Path::Avx2 => unsafe { avx2::pass(step, sums, window) },
@@ -95,31 +96,23 @@ pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '
     }
 }
 
-/// The aggregated delta: a mean is one already.
-fn delta(sum: f32, divisor: Divisor) -> f32 {
-    match divisor {
-        Divisor::Contributors => value(sum),
-        Divisor::All(_) => sum / divisor.of(0),
-    }
-}
-
 impl Run<'_> {
-    /// The state before the step and after it, and the sums, at `at`: the first of `N` elements
-    /// that are there.
+    /// Where the state before the step and after it lie, from `at` on.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    fn pointers(&mut self, at: usize) -> (*const f32, *mut f32, *mut f32) {
+    fn states(&mut self, at: usize) -> (*const f32, *mut f32) {
         let next = self.next.as_mut_ptr().wrapping_add(at);
-        let base = self.base.map_or(next.cast_const(), |base| base.as_ptr().wrapping_add(at));
-        (base, next, self.sum.as_mut_ptr().wrapping_add(at))
+        (self.base.map_or(next.cast_const(), |base| base.as_ptr().wrapping_add(at)), next)
     }
 
-    /// Of all three.
+    /// Of all four.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn length(&self) -> usize {
         let length = self.next.len();
-        let alike = self.sum.len() == length && self.base.is_none_or(|base| base.len() == length);
+        let alike = self.sum.len() == length
+            && self.sent.len() == length
+            && self.base.is_none_or(|base| base.len() == length);
         assert!(alike, "a run has one length");
         length
     }
@@ -136,36 +129,34 @@ impl Run<'_> {
         if let Some(base) = self.base {
             self.next[from..].copy_from_slice(&base[from..]);
         }
-        let element = self.element + from as u64;
-        for (at, (value, sum)) in
-            self.next[from..].iter_mut().zip(&mut self.sum[from..]).enumerate()
-        {
-            if sum.to_bits() == NOBODY {
+        let sums = self.sum[from..].iter_mut().zip(&mut self.sent[from..]);
+        for (at, (value, (sum, sent))) in self.next[from..].iter_mut().zip(sums).enumerate() {
+            if *sent == 0 {
                 continue;
             }
-            let delta = delta(*sum, step.divisor);
+            let delta = *sum / step.divisor.of(u32::from(*sent & 255));
             let next = fma(-step.lr, delta, *value);
-            findings.note(element + at as u64, delta, next);
-            (*value, *sum) = (canonical(next), f32::from_bits(NOBODY));
+            findings.note(self.element + (from + at) as u64, delta, next);
+            (*value, *sum, *sent) = (canonical(next), 0.0, 0);
         }
     }
 }
 
 /// A few neighbours of which one is not finite after the step.
-#[cfg(target_arch = "x86_64")]
 struct Few<const N: usize> {
     before: [f32; N],
     sum: [f32; N],
+    sent: [u16; N],
 }
 
-#[cfg(target_arch = "x86_64")]
 impl<const N: usize> Few<N> {
     /// The state after the step, one by one.
     #[cold]
     #[inline(never)]
     fn step(mut self, element: u64, step: Step, findings: &mut Findings) -> [f32; N] {
         let mut next = self.before;
-        let run = Run { base: None, next: &mut next, sum: &mut self.sum, element };
+        let (sum, sent) = (&mut self.sum[..], &mut self.sent[..]);
+        let run = Run { base: None, next: &mut next, sum, sent, element };
         run.step_from(0, step, fma::fma_f32, findings);
         next
     }

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Few, NOBODY, Run, Sums, Window};
+use super::{Few, Run, Sums, Window};
 use crate::band::{Divisor, Findings, Step};
 
 /// As [`super::pass`].
@@ -11,10 +11,10 @@ pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findi
     let mut findings = Findings::default();
     match step.divisor {
         Divisor::Contributors => {
-            window.each_run(sums, |run| step_run::<false>(run, step, &mut findings));
+            window.each_run(sums, |run| step_run::<true>(run, step, &mut findings));
         }
         Divisor::All(_) => {
-            window.each_run(sums, |run| step_run::<true>(run, step, &mut findings));
+            window.each_run(sums, |run| step_run::<false>(run, step, &mut findings));
         }
     }
     // What was streamed becomes visible to other threads like any other write.
@@ -24,21 +24,22 @@ pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findi
 
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn step_run<const DIVIDE: bool>(mut run: Run<'_>, step: Step, findings: &mut Findings) {
+fn step_run<const BY_COUNT: bool>(mut run: Run<'_>, step: Step, findings: &mut Findings) {
     let minus_lr = _mm256_set1_ps(-step.lr);
     let all = _mm256_set1_ps(step.divisor.of(0));
-    let nobody = _mm256_set1_epi32(NOBODY as i32);
     let length = run.length();
     let whole = length - length % 8;
     // Whole vectors that will not be read soon go past the caches.
     let stream = run.base.is_some() && run.next.as_ptr().cast::<__m256>().is_aligned();
     for at in (0..whole).step_by(8) {
-        let (base, next, sum) = run.pointers(at);
-        // SAFETY: 8 elements from `at` on are within all three; these need no alignment.
-        let (bits, before) = unsafe { (_mm256_loadu_si256(sum.cast()), _mm256_loadu_ps(base)) };
-        let untouched = _mm256_castsi256_ps(_mm256_cmpeq_epi32(bits, nobody));
-        let total = _mm256_castsi256_ps(bits);
-        let delta = if DIVIDE { _mm256_div_ps(total, all) } else { total };
+        let (base, next) = run.states(at);
+        let (sum, by) = (run.sum[at..].as_mut_ptr(), run.sent[at..].as_mut_ptr().cast());
+        // SAFETY: 8 elements from `at` on are within all four; these need no alignment.
+        let (total, sent, before) =
+            unsafe { (_mm256_loadu_ps(sum), _mm_loadu_si128(by), _mm256_loadu_ps(base)) };
+        let count = _mm256_cvtepu16_epi32(_mm_and_si128(sent, _mm_set1_epi16(255)));
+        let untouched = _mm256_castsi256_ps(_mm256_cmpeq_epi32(count, _mm256_setzero_si256()));
+        let delta = _mm256_div_ps(total, if BY_COUNT { _mm256_cvtepi32_ps(count) } else { all });
         let stepped = _mm256_fmadd_ps(minus_lr, delta, before);
         let mut after = _mm256_blendv_ps(stepped, before, untouched);
         // Finite less itself is 0, anything else NaN. A delta that is not finite leaves no finite
@@ -46,7 +47,9 @@ fn step_run<const DIVIDE: bool>(mut run: Run<'_>, step: Step, findings: &mut Fin
         let less = _mm256_sub_ps(stepped, stepped);
         let infinite = _mm256_cmp_ps::<_CMP_UNORD_Q>(less, less);
         if _mm256_movemask_ps(_mm256_andnot_ps(untouched, infinite)) != 0 {
-            let few = Few { before: lanes(before), sum: lanes(total) };
+            let mut few = Few { before: lanes(before), sum: lanes(total), sent: [0; 8] };
+            // SAFETY: eight u16.
+            unsafe { _mm_storeu_si128(few.sent.as_mut_ptr().cast(), sent) };
             let few = few.step(run.element + at as u64, step, findings);
             // SAFETY: eight elements.
             after = unsafe { _mm256_loadu_ps(few.as_ptr()) };
@@ -58,7 +61,8 @@ fn step_run<const DIVIDE: bool>(mut run: Run<'_>, step: Step, findings: &mut Fin
             } else {
                 _mm256_storeu_ps(next, after);
             }
-            _mm256_storeu_si256(sum.cast(), nobody);
+            _mm256_storeu_ps(sum, _mm256_setzero_ps());
+            _mm_storeu_si128(by, _mm_setzero_si128());
         }
     }
     run.step_from(whole, step, |a, b, c| fma_instruction(a, b, c), findings);
