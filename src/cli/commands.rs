@@ -1,6 +1,9 @@
 //! The commands: arguments in, one call to the ledger, its report out.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -13,19 +16,22 @@ use crate::{
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
+        last_head::LastHead,
         replay::{ReplayOptions, replay as replay_rounds},
+        rotate::rotate_key as change_key,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
         writer::LedgerWriter,
     },
-    store::files::Disk,
+    merkle::note::NOTE_BYTES_MAX,
+    store::files::{Disk, read_whole},
     types::{
         bits::F32Bits,
         digest::Digest,
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::{MinersPolicy, RoundsEntry},
+        record::{LogKeys, MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -33,9 +39,10 @@ use crate::{
 
 use super::{
     DiffArgs, DtypeName, ExportArgs, FoldArgs, FsckArgs, ImportTemplarArgs, InitArgs, LogArgs,
-    MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
+    MeanName, NormName, ReplayArgs, RotateKeyArgs, RuleName, SealArgs, ShowArgs, WriterArgs,
     exit::CliError,
     output::{print, size},
+    progress::say,
     submit,
 };
 
@@ -43,6 +50,17 @@ use super::{
 const PEERS_BYTES_MAX: u64 = 1 << 20;
 
 type Done = Result<(), CliError>;
+
+/// Opens the ledger for writing, if it leads to the heads given.
+pub(super) fn open_writer(ledger: &Path, args: &WriterArgs) -> Result<LedgerWriter, CliError> {
+    let read = |path: &PathBuf| {
+        let note = read_whole(&Disk, path, NOTE_BYTES_MAX as u64);
+        let note = note.map_err(|source| CliError::Io { path: path.clone(), source })?;
+        Ok(LastHead { path: path.clone(), note })
+    };
+    let heads = args.last_head.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
+    Ok(LedgerWriter::open_after(ledger, args.key.log_key_file.as_deref(), &heads)?)
+}
 
 impl From<&FoldArgs> for FoldOptions {
     fn from(args: &FoldArgs) -> Self {
@@ -81,7 +99,7 @@ struct InitDocument {
     run: String,
     run_id: Digest,
     model: ManifestId,
-    log_keys: crate::types::record::LogKeys,
+    log_keys: LogKeys,
     frozen: Vec<String>,
     left_out: Vec<String>,
 }
@@ -134,7 +152,7 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let peers = match &args.peers_file {
         Some(path) => {
             let io = |source| CliError::Io { path: path.clone(), source };
-            let text = crate::store::files::read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
+            let text = read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
             let peers = |source| CliError::Peers { path: path.clone(), source };
             let file = PeersFile::read(&text).map_err(peers)?;
             Some(Peers { listed: file.peers, reserve: file.reserve_peers })
@@ -147,7 +165,7 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
         (None, Some(file)) => Gradients::Aggregator(file),
         (None, None) => unreachable!("clap asks for one of them"),
     };
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = import_templar(&mut writer, args.round, &gradients, peers, progress)?;
     print(args.json, &report, || import_text(&report))
 }
@@ -172,7 +190,7 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
     print(args.json, &report, || seal_text(&report))
 }
@@ -268,7 +286,7 @@ pub fn show(args: &ShowArgs) -> Done {
 fn show_text(view: &views::LedgerView) -> String {
     let head = &view.head;
     let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
-    format!(
+    let mut text = format!(
         "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
          {} tensors, {}\nlog keys   {}\n           {}\n",
         view.run,
@@ -280,7 +298,12 @@ fn show_text(view: &views::LedgerView) -> String {
         size(head.bytes),
         view.log_keys.rounds,
         view.log_keys.submissions
-    )
+    );
+    for retired in &view.retired_keys {
+        let (key, until) = (&retired.log_keys.rounds, retired.until);
+        let _ = writeln!(text, "retired    {key} (by entry {until} of the rounds log)");
+    }
+    text
 }
 
 fn round_text(view: &views::RoundView) -> String {
@@ -322,7 +345,8 @@ struct LogLine {
 }
 
 pub fn log(args: &LogArgs) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let path = args.ledger.as_ref().expect("clap asks for it without a subcommand");
+    let ledger = Ledger::open(path)?;
     let (name, log) = if args.submissions {
         ("submissions", ledger.submissions_log())
     } else {
@@ -356,6 +380,7 @@ fn round_line(entry: &RoundsEntry) -> String {
     match entry {
         RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
         RoundsEntry::Round(record) => format!("round {}  next {}", record.round, record.next.root),
+        RoundsEntry::KeyRotation(rotation) => format!("key rotation  {}", rotation.log_keys.rounds),
     }
 }
 
@@ -370,6 +395,25 @@ fn submission_line(entry: &Submission) -> String {
         Submission::Signed(_) => "signed",
     };
     format!("{kind}  round {}  {}  {content}", entry.round(), entry.miner())
+}
+
+pub fn rotate_key(args: &RotateKeyArgs) -> Done {
+    if args.writer.key.log_key_file.is_some() && args.new_log_key_file.is_none() {
+        return Err(CliError::NewKeyPlace);
+    }
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
+    let report = change_key(&mut writer, args.new_log_key_file.as_deref())?;
+    if report.already {
+        say(format_args!("this key took over with entry {} already", report.index));
+    }
+    print(args.json, &report, || {
+        let LogKeys { rounds, submissions } = &report.log_keys;
+        let index = report.index;
+        format!(
+            "entry {index} of the rounds log hands over; log keys, to give to auditors:\n  {rounds}\n  \
+             {submissions}\n"
+        )
+    })
 }
 
 #[derive(Serialize)]

@@ -2,7 +2,7 @@
 
 use crate::{
     import::checkpoint::ImportError,
-    ledger::LedgerError,
+    ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
     store::{StoreError, lock::LockError, log::LogError},
 };
@@ -43,6 +43,11 @@ pub enum CliError {
     Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
+    #[error(
+        "the log key lies outside the ledger, and a new one should too: name its place with \
+         --new-log-key-file"
+    )]
+    NewKeyPlace,
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
@@ -52,6 +57,7 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::NewKeyPlace => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -69,7 +75,12 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Fold(crate::fold::FoldError::Store(error))
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
-        LedgerError::Note(_) => BAD_SIGNATURE,
+        LedgerError::Note(_)
+        | LedgerError::GenesisKeys(_)
+        | LedgerError::Rotation { .. }
+        | LedgerError::OtherKey { .. }
+        | LedgerError::LastHead(LastHeadError::Unsigned { .. }) => BAD_SIGNATURE,
+        LedgerError::LastHead(_) => MISMATCH,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds

@@ -45,7 +45,7 @@ enum Command {
     Export(ExportArgs),
     /// Shows a ledger, or one of its rounds.
     Show(ShowArgs),
-    /// Lists the entries of the rounds log, or of the submissions log.
+    /// Lists the entries of the rounds log, or of the submissions log; changes the log key.
     Log(LogArgs),
     /// Compares two checkpoints tensor by tensor.
     Diff(DiffArgs),
@@ -136,7 +136,7 @@ struct SubmitArgs {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     #[command(flatten)]
-    log_key: KeyArgs,
+    writer: WriterArgs,
     /// Also writes the receipt to this file.
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
@@ -150,6 +150,17 @@ struct KeyArgs {
     /// Where the log key lies, if not in the ledger.
     #[arg(long, value_name = "FILE", env = "GRADLEDGER_LOG_KEY_FILE")]
     log_key_file: Option<PathBuf>,
+}
+
+/// What every command takes that writes to a ledger.
+#[derive(Debug, Args)]
+struct WriterArgs {
+    #[command(flatten)]
+    key: KeyArgs,
+    /// A file with a signed head of either log that was kept elsewhere: a ledger that does not lead
+    /// to it signs nothing. May be given several times.
+    #[arg(long, value_name = "NOTE")]
+    last_head: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -200,7 +211,7 @@ struct ImportTemplarArgs {
     #[arg(long, value_name = "JSON", conflicts_with_all = ["peers", "reserve"])]
     peers_file: Option<PathBuf>,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -221,7 +232,7 @@ struct SealArgs {
     #[arg(long)]
     round: u64,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     #[command(flatten)]
     fold: FoldArgs,
     /// One JSON document on stdout.
@@ -308,12 +319,36 @@ struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct LogArgs {
+    #[command(subcommand)]
+    command: Option<LogCommand>,
     /// The ledger.
-    ledger: PathBuf,
+    #[arg(required = true)]
+    ledger: Option<PathBuf>,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum LogCommand {
+    /// Makes another key the log key; the old one signs nothing more.
+    RotateKey(RotateKeyArgs),
+}
+
+#[derive(Debug, Args)]
+struct RotateKeyArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    #[command(flatten)]
+    writer: WriterArgs,
+    /// Where the new log key lies or is made, if not in the ledger.
+    #[arg(long, value_name = "FILE")]
+    new_log_key_file: Option<PathBuf>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -358,6 +393,9 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),
         Command::Show(args) => commands::show(args),
+        Command::Log(LogArgs { command: Some(LogCommand::RotateKey(args)), .. }) => {
+            commands::rotate_key(args)
+        }
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),

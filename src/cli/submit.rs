@@ -35,7 +35,7 @@ use crate::{
     },
 };
 
-use super::{SubmitArgs, exit::CliError, output::print};
+use super::{SubmitArgs, commands::open_writer, exit::CliError, output::print};
 
 /// Largest list of miners and largest password file that are read.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -55,7 +55,7 @@ struct SubmitDocument {
 
 pub fn submit(args: &SubmitArgs) -> Result<(), CliError> {
     let hotkey = Hotkey::load(&args.key, &mut || password(args.password_file.as_deref()))?;
-    let mut writer = LedgerWriter::open(&args.ledger, args.log_key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     refuse_other_round(&writer, args.round)?;
     let (delta, refused) = admit_delta(&writer, &args.delta, args.round)?;
     let ledger = writer.ledger();

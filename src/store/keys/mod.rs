@@ -12,13 +12,17 @@ use std::{
     fmt,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use zeroize::Zeroizing;
 
 use self::heads::HeadGuard;
-use super::files::{Files, create_dir_durable};
+use super::{
+    StoreError,
+    files::{Files, create_dir_durable},
+};
 
 /// What a key file starts with: its format and version.
 const TAG: &str = "gradledger-log-key/1 ";
@@ -142,6 +146,23 @@ pub fn load(files: &dyn Files, path: &Path) -> Result<LogSeed, KeyError> {
     let mut line = Zeroizing::new([0; FILE_BYTES]);
     file.read_exact_at(&mut *line, 0).map_err(io_error)?;
     parse(&*line).ok_or_else(malformed)
+}
+
+/// The key at `path` and the record of what it signed; both are made if there is no key.
+///
+/// One that is there is used, be it of a command that was killed or the operator's own.
+///
+/// # Errors
+///
+/// As [`load`] and [`create`]; [`heads::GuardError`] if the record cannot be used.
+pub fn load_or_create(
+    files: &Arc<dyn Files>,
+    path: &Path,
+) -> Result<(LogSeed, Arc<HeadGuard>), StoreError> {
+    let there = files.exists(path);
+    let there = there.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let seed = if there { load(&**files, path)? } else { create(&**files, path)? };
+    Ok((seed, Arc::new(HeadGuard::open(files.clone(), path)?)))
 }
 
 /// The seed in a key file's one line.
