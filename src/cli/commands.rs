@@ -163,7 +163,7 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let gradients = match (&args.gradients, &args.aggregator) {
         (Some(directory), _) => Gradients::Directory(directory),
         (None, Some(file)) => Gradients::Aggregator(file),
-        (None, None) => unreachable!("clap asks for one of them"),
+        (None, None) => Gradients::Absent,
     };
     let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = import_templar(&mut writer, args.round, &gradients, peers, progress)?;
@@ -192,6 +192,9 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
     let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    if report.already {
+        say(format_args!("round {} was sealed already; this is what came of it", report.round));
+    }
     print(args.json, &report, || seal_text(&report))
 }
 

@@ -57,7 +57,7 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
-        CliError::NewKeyPlace => USAGE,
+        CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -85,6 +85,7 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds
         | LedgerError::RoundOrder { .. }
+        | LedgerError::RoundSealed { .. }
         | LedgerError::RoundOpen { .. }
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }

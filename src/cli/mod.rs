@@ -188,7 +188,7 @@ enum ImportCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator"]))]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator", "all_absent"]))]
 struct ImportTemplarArgs {
     /// The ledger.
     ledger: PathBuf,
@@ -201,6 +201,9 @@ struct ImportTemplarArgs {
     /// An aggregator file instead, which holds all miners' deltas.
     #[arg(long, value_name = "FILE")]
     aggregator: Option<PathBuf>,
+    /// No files: nobody who is listed sent one.
+    #[arg(long)]
+    all_absent: bool,
     /// The uids expected, as gathered.
     #[arg(long, value_delimiter = ',', value_name = "UIDS")]
     peers: Vec<u16>,

@@ -22,7 +22,8 @@ use crate::{
     },
     ledger::{
         LedgerError,
-        submit::{Known, Receipt, SignedStatement, open_round, submit_batch},
+        seal::dispose_round,
+        submit::{Known, Receipt, SignedStatement, check_open, submit_batch},
         writer::LedgerWriter,
     },
     store::files::{Disk, read_whole, write_whole},
@@ -30,8 +31,7 @@ use crate::{
         digest::Digest,
         manifest::ManifestId,
         record::{ACCEPTED_MAX, Verdict},
-        refusal::{Code, Refusal},
-        submission::Miner,
+        refusal::Refusal,
     },
 };
 
@@ -56,7 +56,8 @@ struct SubmitDocument {
 pub fn submit(args: &SubmitArgs) -> Result<(), CliError> {
     let hotkey = Hotkey::load(&args.key, &mut || password(args.password_file.as_deref()))?;
     let mut writer = open_writer(&args.ledger, &args.writer)?;
-    refuse_other_round(&writer, args.round)?;
+    // Before the delta is read: a closed round takes none.
+    check_open(writer.ledger(), args.round)?.map_err(CliError::Refused)?;
     let (delta, refused) = admit_delta(&writer, &args.delta, args.round)?;
     let ledger = writer.ledger();
     let statement = Statement {
@@ -101,18 +102,6 @@ fn text(document: &SubmitDocument) -> String {
     )
 }
 
-/// Before the delta is read: a closed round takes none.
-fn refuse_other_round(writer: &LedgerWriter, round: u64) -> Result<(), CliError> {
-    let open = open_round(writer.ledger())?;
-    let code = match round.cmp(&open) {
-        std::cmp::Ordering::Equal => return Ok(()),
-        std::cmp::Ordering::Less => Code::Late,
-        std::cmp::Ordering::Greater => Code::WrongRound,
-    };
-    let want = format!("round {open}, which is open");
-    Err(CliError::Refused(Refusal::new(code, None, want, round.to_string())))
-}
-
 /// Stores the delta: a directory of segments, or a file in Templar's layout.
 fn admit_delta(
     writer: &LedgerWriter,
@@ -146,17 +135,7 @@ fn admit_delta(
 
 /// What the round's dispositions would say of the submission if it were sealed now.
 fn foreseen(writer: &LedgerWriter, index: u64, round: u64) -> Result<Option<Refusal>, CliError> {
-    let ledger = writer.ledger();
-    let (listed, reserve): (Vec<Miner>, Vec<Miner>) = ledger.expected_miners(round)?;
-    let window = ledger.window_start()..ledger.submissions_log().size();
-    let expected = crate::intake::dispose::Expected {
-        round,
-        base: ledger.newest(),
-        listed: &listed,
-        reserve: &reserve,
-        dialect: ledger.rule().dialect,
-    };
-    let dispositions = crate::intake::dispose::dispose(expected, &ledger.submissions(window)?);
+    let dispositions = dispose_round(writer.ledger(), round)?.0.dispositions;
     let ours = dispositions.into_iter().find(|d| d.index == Some(index));
     Ok(ours.and_then(|d| match d.verdict {
         Verdict::Rejected(refusal) => Some(refusal),

@@ -115,6 +115,11 @@ pub enum LedgerError {
     NoRounds,
     #[error("round {round} cannot follow round {last}: rounds only go up")]
     RoundOrder { round: u64, last: u64 },
+    #[error(
+        "round {round} is sealed already, with what was imported then: `gradledger show --round \
+         {round}` shows it, `gradledger seal --round {round}` tells of the newest again"
+    )]
+    RoundSealed { round: u64 },
     #[error("round {open} is open with {submissions} submissions: seal it before round {round}")]
     RoundOpen { round: u64, open: u64, submissions: u64 },
     #[error("round {round} is not open: `gradledger import templar` it first")]
@@ -127,7 +132,8 @@ pub enum LedgerError {
     Disagrees(#[from] Box<check::Disagreement>),
     #[error(
         "sealing round {round}: element {element} of {tensor} would become NaN or infinite; \
-         nothing was sealed. The native rule does not store such a value"
+         nothing was sealed. The native rule does not store such a value. The round stays open: what \
+         was submitted cannot be taken back, but a further submission may change the mean"
     )]
     NonFinite { round: u64, tensor: String, element: u64 },
     #[error("the ledger has no tensor {name:?} that its rule folds")]

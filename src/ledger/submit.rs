@@ -99,6 +99,9 @@ impl Receipt {
     /// Checks the receipt with a key from outside: signature of the head, inclusion of the entry, and
     /// the miner's own signature in it.
     ///
+    /// The key is the one that signed when the receipt was given: a rotation of the log key changes
+    /// nothing about receipts of before.
+    ///
     /// # Errors
     ///
     /// [`ReceiptError`] names the first thing that does not hold.
@@ -181,6 +184,15 @@ pub fn check_statement(
         let want = "a hotkey that the genesis lists";
         return Ok(Err(Refusal::new(Code::NotListed, None, want, hotkey.to_hex())));
     }
+    check_open(ledger, round)
+}
+
+/// Whether `round` is the one that takes submissions now.
+///
+/// # Errors
+///
+/// As [`check_statement`].
+pub fn check_open(ledger: &Ledger, round: u64) -> Result<Result<(), Refusal>, LedgerError> {
     let open = open_round(ledger)?;
     let code = match round.cmp(&open) {
         std::cmp::Ordering::Less => Code::Late,

@@ -39,6 +39,17 @@ pub enum StoreError {
         /// What is wrong with it.
         source: JsonError,
     },
+    /// The file that says who is expected in the open round. It is trusted for nothing.
+    #[error(
+        "{path}: {source}. It is damaged: remove it, and where peers are listed for each round \
+         import the same files with --peers again, which appends nothing"
+    )]
+    OpenRound {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: JsonError,
+    },
     /// Bytes that are not what their root says.
     #[error("{what}: piece {piece} has digest {found}, its root asks for {expected}")]
     Piece {

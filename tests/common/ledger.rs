@@ -18,6 +18,7 @@ use gradledger::{
         fsck::fsck,
         import::{Gradients, Peers, import_templar},
         init::{InitOptions, init_in},
+        rotate::rotate_key,
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
@@ -166,7 +167,7 @@ impl Fixture {
                 let gradients = Gradients::Directory(&dir);
                 let report =
                     import_templar(&mut writer, *round, &gradients, Some(peers.clone()), &Silent);
-                for file in done_before(*round, report)?.into_iter().flat_map(|r| r.files) {
+                for file in done_before(report)?.into_iter().flat_map(|r| r.files) {
                     let (index, uid) = (file.index, file.uid);
                     facts.push(Fact::Statement { index, uid, outcome: file.outcome });
                 }
@@ -174,11 +175,22 @@ impl Fixture {
             }
             Step::Seal(round) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
-                let report = seal(&mut writer, *round, one_thread(), &Silent);
-                if let Some(report) = done_before(*round, report)? {
-                    let (round, record, next) = (*round, report.record, report.next);
-                    facts.push(Fact::Sealed { round, record, next });
+                let report = seal(&mut writer, *round, one_thread(), &Silent)?;
+                let (round, record, next) = (*round, report.record, report.next);
+                let accepted = report.accepted.len();
+                let rejected = report.rejected.into_iter().map(|line| line.reason).collect();
+                facts.push(Fact::Sealed { round, record, next, accepted, rejected });
+                Ok(())
+            }
+            Step::Rotate => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                // An operator who looks first whether it was done.
+                if writer.ledger().keys().rotations() == 0 {
+                    rotate_key(&mut writer, None)?;
                 }
+                let newest = writer.ledger().keys().newest();
+                let (index, key) = (newest.index, newest.log_keys.rounds.clone());
+                facts.push(Fact::Rotated { index, key });
                 Ok(())
             }
         })
@@ -220,11 +232,11 @@ impl Fixture {
     }
 }
 
-/// A round that is sealed is neither imported nor sealed again, and says so.
-fn done_before<T>(round: u64, report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
+/// A round that is sealed is not imported again, and says so.
+fn done_before<T>(report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
     match report {
         Ok(report) => Ok(Some(report)),
-        Err(LedgerError::RoundOrder { last, .. }) if last == round => Ok(None),
+        Err(LedgerError::RoundSealed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -240,6 +252,7 @@ pub enum Step {
     Open,
     Import(u64, Peers),
     Seal(u64),
+    Rotate,
 }
 
 impl Step {
@@ -264,6 +277,13 @@ pub enum Fact {
         round: u64,
         record: Digest,
         next: ManifestId,
+        accepted: usize,
+        rejected: Vec<String>,
+    },
+    /// Another key signs from this entry on.
+    Rotated {
+        index: u64,
+        key: String,
     },
 }
 
@@ -325,7 +345,12 @@ impl<'f> LedgerScenario<'f> {
                 matches!(&found[..], [(_, Submission::Fetched(fetched))]
                     if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
             }
-            Fact::Sealed { round, record, next } => {
+            Fact::Rotated { index, key } => ledger
+                .keys()
+                .terms()
+                .iter()
+                .any(|term| (term.index, &term.log_keys.rounds) == (*index, key)),
+            Fact::Sealed { round, record, next, .. } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
                     && sealed.record.next == *next
@@ -416,15 +441,23 @@ impl Scenario for LedgerScenario<'_> {
     }
 
     fn lasting(&self, facts: Vec<Fact>) -> Vec<Fact> {
-        let ours = |fact: &Fact| !matches!(fact, Fact::Run(_));
-        facts.into_iter().filter(|fact| !self.known.is_empty() || ours(fact)).collect()
+        let ours = |fact: &Fact| match fact {
+            Fact::Run(_) => !self.known.is_empty(),
+            Fact::Rotated { .. } => self.same_heads(),
+            _ => true,
+        };
+        facts.into_iter().filter(ours).collect()
     }
 
-    fn record(&self) -> Option<PathBuf> {
-        Some(self.fixture.root().join("keys/log.key.heads"))
+    fn records(&self) -> Vec<PathBuf> {
+        ["log.key.heads", "log-1.key.heads"]
+            .map(|name| self.fixture.root().join("keys").join(name))
+            .to_vec()
     }
 
     fn same_heads(&self) -> bool {
-        !self.known.is_empty()
+        let rotates = self.steps.iter().any(|step| matches!(step, Step::Rotate));
+        let next = self.fixture.root().join("keys/log-1.key");
+        !self.known.is_empty() && (!rotates || self.base.files().contains_key(&next))
     }
 }
