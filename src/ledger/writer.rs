@@ -11,10 +11,10 @@ use crate::{
         files::{Disk, Files},
         keys::{
             self, LogSeed,
-            heads::{HeadGuard, HeadSigner},
+            heads::{GuardError, HeadGuard, HeadSigner},
         },
         lock::WriterLock,
-        log::LogWriter,
+        log::{LogError, LogWriter},
         place::Place,
     },
     types::{
@@ -223,11 +223,28 @@ fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, Ledge
     let signers = LogSigners::new(&seed, &ledger.genesis().origin, &Arc::new(guard), chain)?;
     let (expected, found) = (chain.newest().log_keys.rounds.clone(), signers.log_keys().rounds);
     if expected == found {
+        check_later(ledger)?;
         return Ok(signers);
     }
     let retired = chain.terms().iter().position(|term| term.log_keys.rounds == found);
     let retired = retired.map(|at| chain.terms()[at + 1].index);
     Err(LedgerError::OtherKey { path, expected, found, retired })
+}
+
+/// That no later key in the ledger signed more than there is: a backup may bring back the log of before
+/// its rotation, and the record of the key of then.
+fn check_later(ledger: &Ledger) -> Result<(), LedgerError> {
+    let place = ledger.place();
+    for rotations in ledger.keys().rotations() + 1.. {
+        let guard = match HeadGuard::open(place.files.clone(), &place.log_key(rotations)) {
+            Err(GuardError::Absent { .. }) => break,
+            opened => opened.map_err(LogError::from)?,
+        };
+        for log in [ledger.rounds_log(), ledger.submissions_log()] {
+            guard.check(log.head()).map_err(LogError::from)?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes what a killed process left half made.
