@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     merkle::{head::TreeHead, note::VerifierKey, rotation::Rotation},
-    store::{StoreError, keys, keys::heads::HeadSigner},
+    store::{keys, keys::heads::HeadSigner, log::LogError},
     types::{
         record::{KeyRotation, LogEnd, LogKeys},
         submission::SignatureHex,
@@ -48,7 +48,7 @@ pub fn rotate_key(
     let place = writer.ledger().place().clone();
     let inside = place.log_key(writer.ledger().keys().rotations() + 1);
     let path = new_key_file.unwrap_or(&inside);
-    let (seed, guard) = keys::load_or_create(&place.files, path).map_err(StoreError::from)?;
+    let (seed, guard) = keys::load_or_create(&place.files, path)?;
     let chain = writer.ledger().keys();
     let next = LogSigners::new(&seed, &writer.ledger().genesis().origin, &guard, chain)?;
     let newest = chain.newest();
@@ -61,7 +61,7 @@ pub fn rotate_key(
     chain.check_new(next.rounds.verifier()).map_err(refused)?;
     // From here on the new key contradicts nothing that the old one signed.
     for head in [writer.ledger().rounds_log().head(), writer.ledger().submissions_log().head()] {
-        guard.admit(head).map_err(StoreError::from)?;
+        guard.admit(head).map_err(LogError::from)?;
     }
     let log_keys = next.log_keys();
     let entry = hand_over(writer, index, &next);
