@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(load(&Disk, &path).unwrap().as_bytes(), seed.as_bytes());
         assert!(matches!(create(&Disk, &path), Err(KeyError::Exists { .. })));
         assert_eq!(load(&Disk, &path).unwrap().as_bytes(), seed.as_bytes());
-        HeadGuard::open(std::sync::Arc::new(Disk), &path).unwrap();
+        HeadGuard::open(Arc::new(Disk), &path).unwrap();
     }
 
     #[test]
