@@ -14,6 +14,7 @@ use crate::{
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
         replay::{ReplayOptions, replay as replay_rounds},
+        retention::Kept,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
         writer::LedgerWriter,
@@ -236,7 +237,7 @@ struct ExportedFile {
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
-    let state = ledger.state(args.round)?;
+    let state = Kept::load(&ledger)?.require(&ledger, args.round)?;
     let checkpoint = ledger.checkpoint(state).map_err(crate::ledger::LedgerError::from)?;
     let dtype = match args.dtype {
         DtypeName::F32 => ExportDtype::F32,
@@ -258,7 +259,7 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
 pub fn show(args: &ShowArgs) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
     let Some(round) = args.round else {
-        let view = views::show(&ledger);
+        let view = views::show(&ledger)?;
         return print(args.json, &view, || show_text(&view));
     };
     let view = views::show_round(&ledger, round)?;
@@ -270,7 +271,7 @@ fn show_text(view: &views::LedgerView) -> String {
     let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
     format!(
         "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
-         {} tensors, {}\nlog keys   {}\n           {}\n",
+         {} tensors, {}\nstates     {}\nlog keys   {}\n           {}\n",
         view.run,
         view.run_id,
         view.rounds,
@@ -278,16 +279,31 @@ fn show_text(view: &views::LedgerView) -> String {
         head.root,
         head.count,
         size(head.bytes),
+        states_text(&view.states),
         view.log_keys.rounds,
         view.log_keys.submissions
     )
 }
 
+fn states_text(states: &views::StatesView) -> String {
+    let views::StatesView { kept, dropped } = states;
+    if dropped.is_empty() {
+        return format!("{kept} kept, none dropped");
+    }
+    format!("{kept} kept; dropped after rounds {}", super::gc::ranges(dropped))
+}
+
 fn round_text(view: &views::RoundView) -> String {
     let record = &view.record;
     let mut text = format!(
-        "round      {} (entry {}, {})\nbase       {}\nnext       {}\nplan       {}\n",
-        record.round, view.index, view.leaf, record.base.root, record.next.root, record.plan.root
+        "round      {} (entry {}, {})\nbase       {}\nnext       {}{}\nplan       {}\n",
+        record.round,
+        view.index,
+        view.leaf,
+        record.base.root,
+        record.next.root,
+        if view.kept { "" } else { " (dropped)" },
+        record.plan.root
     );
     for line in &view.dispositions {
         let (miner, index) = (line.miner.to_string(), line.index.map(|i| format!(" (entry {i})")));
@@ -404,10 +420,15 @@ pub fn fsck(args: &FsckArgs, progress: &dyn Progress) -> Done {
     let report = check_ledger(&ledger, (&args.fold).into(), progress)?;
     print(args.json, &report, || {
         format!(
-            "everything agrees: {} log entries, {} states, {} deltas, {} refused files, {} rounds \
+            "everything agrees: {} log entries, {} states{}, {} deltas, {} refused files, {} rounds \
              folded again, {} hashed\n",
             report.log_entries,
             report.checkpoints,
+            if report.dropped > 0 {
+                format!(" ({} dropped)", report.dropped)
+            } else {
+                String::new()
+            },
             report.deltas,
             report.quarantined,
             report.rounds,

@@ -1,6 +1,6 @@
 //! Replay: the fold done again from the logs and the deltas, compared with what was sealed.
 
-use std::{collections::BTreeMap, ops::RangeInclusive};
+use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
 use serde::Serialize;
 
@@ -13,6 +13,8 @@ use crate::{
     store::{
         StoreError,
         artifacts::{StoredCheckpoint, StoredDelta},
+        files::Reopening,
+        place::Place,
         segment,
     },
     types::{
@@ -26,12 +28,16 @@ use crate::{
 use super::{
     Ledger, LedgerError,
     check::{CheckedRound, Disagreement, check_round, claims},
+    retention::{Kept, StateName, base_name},
     seal::{FoldOptions, step},
     thread_pool,
 };
 
-/// Deltas that are open at once; each holds a few files.
-const DELTAS_AT_ONCE: usize = 200;
+/// Deltas and rounds that are folded in one pass, unless kept states lie further apart.
+///
+/// Each costs memory for its lists of tensors and pages, some 1.5 KB a tensor, and two pieces of
+/// 64 KiB. Their files are open only while they are read.
+const AT_ONCE: usize = 200;
 
 /// What to replay.
 #[derive(Clone, Debug)]
@@ -47,6 +53,11 @@ pub struct ReplayOptions {
 /// What a replay gave.
 #[derive(Debug, Serialize)]
 pub struct ReplayReport {
+    /// The kept state that the first round was folded from.
+    pub from: StateName,
+    /// Rounds before the first that were folded and compared too, since the states between were
+    /// dropped.
+    pub folded_before: usize,
     /// The replayed rounds, oldest first.
     pub rounds: Vec<ReplayedRound>,
 }
@@ -67,7 +78,11 @@ pub struct ReplayedRound {
 /// Folds the rounds again and compares every root.
 ///
 /// The base is read once, each delta once for its plan and once for its fold, and the state after
-/// each round is hashed and compared piece by piece.
+/// each round is hashed and compared piece by piece. If the base was dropped, the rounds from the
+/// last kept state before it on are folded and compared as well.
+///
+/// Memory: bands of the state (see [`crate::fold`]), and what a pass needs for each delta. A pass
+/// covers about 200 deltas, or as many as lie between two kept states.
 ///
 /// # Errors
 ///
@@ -78,12 +93,22 @@ pub fn replay(
     options: &ReplayOptions,
     progress: &dyn Progress,
 ) -> Result<ReplayReport, LedgerError> {
-    let positions = positions(ledger, &options.rounds)?;
+    let (kept, wanted) = (Kept::load(ledger)?, positions(ledger, &options.rounds)?);
+    let start = kept.start(wanted.start);
+    let (from, folded_before) = (base_name(ledger, start), wanted.start - start);
+    if folded_before > 0 {
+        progress.note(&format!(
+            "the state before round {} was dropped: starting from {from}, {folded_before} more \
+             rounds to fold",
+            options.rounds.start()
+        ));
+    }
     let mut rounds = Vec::new();
-    for pass in passes(ledger, positions)? {
+    for pass in passes(ledger, &kept, start..wanted.end)? {
         rounds.extend(replay_pass(ledger, pass, options, progress)?);
     }
-    Ok(ReplayReport { rounds })
+    rounds.drain(..folded_before);
+    Ok(ReplayReport { from, folded_before, rounds })
 }
 
 /// Places of the rounds in `wanted`; its ends must be rounds of the ledger.
@@ -94,21 +119,31 @@ fn positions(
     Ok(ledger.position(*wanted.start())?..ledger.position(*wanted.end())? + 1)
 }
 
-/// Rounds that are folded in one pass over a base, few enough that their files can all be open.
+/// Rounds that are folded in one pass over a base.
+type Pass = Vec<(usize, CheckedRound)>;
+
+/// Cuts the rounds into passes of about [`AT_ONCE`]; each starts from a kept state.
 fn passes(
     ledger: &Ledger,
+    kept: &Kept,
     positions: std::ops::Range<usize>,
-) -> Result<Vec<Vec<(usize, CheckedRound)>>, LedgerError> {
-    let mut passes: Vec<Vec<_>> = Vec::new();
-    let mut deltas = 0;
+) -> Result<Vec<Pass>, LedgerError> {
+    let mut spans: Vec<Pass> = Vec::new();
     for position in positions {
-        let checked = check_round(ledger, position)?;
-        deltas += checked.deltas.len();
-        if passes.is_empty() || deltas > DELTAS_AT_ONCE {
-            passes.push(Vec::new());
-            deltas = checked.deltas.len();
+        if spans.is_empty() || kept.start(position) == position {
+            spans.push(Vec::new());
         }
-        passes.last_mut().expect("it was pushed").push((position, checked));
+        let span = spans.last_mut().expect("it was pushed");
+        span.push((position, check_round(ledger, position)?));
+    }
+    let size =
+        |pass: &Pass| pass.iter().map(|(_, checked)| 1 + checked.deltas.len()).sum::<usize>();
+    let mut passes: Vec<Pass> = Vec::new();
+    for span in spans {
+        match passes.last_mut() {
+            Some(pass) if size(pass) + size(&span) <= AT_ONCE => pass.extend(span),
+            _ => passes.push(span),
+        }
     }
     Ok(passes)
 }
@@ -128,6 +163,9 @@ fn replay_pass(
     progress: &dyn Progress,
 ) -> Result<Vec<ReplayedRound>, LedgerError> {
     let first = &ledger.sealed()[pass[0].0].record;
+    // However many deltas there are, few files are open at once.
+    let files = Arc::new(Reopening(ledger.place().files.clone()));
+    let place = Place::new(files, &ledger.place().root);
     let base = ledger.checkpoint(first.base)?;
     let layout = Layout::of(base.manifest(), ledger.rule())?;
     let pool = thread_pool(options.fold.threads)?;
@@ -135,7 +173,7 @@ fn replay_pass(
     let mut opened = Vec::new();
     for (position, checked) in &pass {
         let record = &ledger.sealed()[*position].record;
-        let deltas = open_deltas(ledger, &layout, record.round, checked)?;
+        let deltas = open_deltas(&place, &layout, record.round, checked)?;
         progress.begin(&format!("plan {}", record.round), planned_bytes(&layout, &deltas));
         let plan = pool.install(|| match &options.tensor {
             None => derive_plan(ledger, &layout, record, &deltas, progress),
@@ -158,7 +196,7 @@ fn replay_pass(
             skipped: Some(&o.claims),
         })
         .collect();
-    let mut compare = Compare::new(ledger, &base, &opened)?;
+    let mut compare = Compare::new(ledger, &place, &base, &opened)?;
     progress.begin("replay", tensors.iter().map(|(_, t)| t.grid.rows * t.grid.columns * 4).sum());
     let job = FoldJob {
         base: &base,
@@ -192,13 +230,13 @@ fn wanted_tensors<'a>(
 }
 
 fn open_deltas(
-    ledger: &Ledger,
+    place: &Place,
     layout: &Layout,
     round: u64,
     checked: &CheckedRound,
 ) -> Result<Vec<StoredDelta>, LedgerError> {
     let open = |(miner, id): &(String, ManifestId)| {
-        let delta = StoredDelta::open(ledger.place(), *id)?;
+        let delta = StoredDelta::open(place, *id)?;
         if !layout.is_delta(delta.manifest()) {
             return Err(Disagreement::Layout { round, miner: miner.clone() }.into());
         }
@@ -306,6 +344,7 @@ struct Comparison<'a> {
 impl<'a> Compare<'a> {
     fn new(
         ledger: &'a Ledger,
+        place: &Place,
         base: &StoredCheckpoint,
         opened: &'a [Opened<'a>],
     ) -> Result<Self, StoreError> {
@@ -313,7 +352,7 @@ impl<'a> Compare<'a> {
         let comparison = |o: &'a Opened<'a>| Comparison {
             record: o.record,
             // Without its hashes a difference is still found, by the root; only its place is not.
-            sealed: ledger.checkpoint(o.record.next).ok(),
+            sealed: StoredCheckpoint::open(place, o.record.next).ok(),
             replayed: replayed.clone(),
             claims: &o.claims,
             first: None,

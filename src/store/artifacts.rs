@@ -35,6 +35,12 @@ pub struct ArtifactReader {
 }
 
 impl ArtifactReader {
+    /// Number of the bytes, read or not.
+    #[allow(clippy::len_without_is_empty)] // A length in bytes, not a collection's.
+    pub fn len(&self) -> u64 {
+        self.reader.len()
+    }
+
     /// Fills `buffer` with the next bytes.
     ///
     /// # Errors
