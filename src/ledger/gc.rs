@@ -165,7 +165,8 @@ pub fn gc(
     if !plan.refused() {
         let recorded = Retention::load(ledger.place()).map_err(StoreError::from)?;
         // Also if it reads so already: a process that was killed may have left it not durable.
-        if !plan.removals.is_empty() || recorded != plan.retention {
+        let in_doubt = !plan.removals.is_empty() && !plan.retention.dropped().is_empty();
+        if in_doubt || recorded != plan.retention {
             plan.retention.save(ledger.place()).map_err(StoreError::from)?;
         }
         progress.begin("gc", plan.report.freed.bytes);
