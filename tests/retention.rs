@@ -558,20 +558,49 @@ fn a_state_that_is_recorded_as_dropped_and_still_there_is_no_error() {
 }
 
 #[test]
-fn export_diff_and_show_say_that_a_state_was_dropped() {
+fn export_folds_a_dropped_state_again() {
+    let mut model = Model::small(Dialect::Templar);
+    model.tensors.push(Tensor::new("a.step", Dtype::I64, &[3], (0..24).collect()));
+    model.tensors.push(Tensor::new("z.none", Dtype::F32, &[0, 4], vec![]));
+    let (run, _) = Run::frozen(&model, true).unwrap();
+    seal_rounds(&run, &model, &[1, 2, 3, 4, 5], &[]);
+    let out = |name: &str| run.dir.path().join(name).to_str().unwrap().to_owned();
+    let export = |round: &str, to: &str| program(&run, &["export", "--round", round, "--out", to]);
+    let sums = |round: &str, to: &str| {
+        let output = export(round, to);
+        assert!(output.status.success(), "{}", said(&output));
+        assert_eq!(fs::read_dir(to).unwrap().count(), 2);
+        assert!(!Path::new(&format!("{to}.rebuilt")).exists());
+        output.stdout
+    };
+    let all = ["1", "2", "3", "4", "5"];
+    let before = all.map(|round| sums(round, &out(&format!("before-{round}"))));
+    collect(&run, 3);
+    assert_eq!(all.map(|round| sums(round, &out(&format!("after-{round}")))), before);
+    // What is in the way is left alone; a wrong delta leaves nothing behind.
+    let to = out("again");
+    fs::create_dir(format!("{to}.rebuilt")).unwrap();
+    assert!(said(&export("2", &to)).contains("is in the way"));
+    fs::remove_dir(format!("{to}.rebuilt")).unwrap();
+    let (dir, _) = delta_of(&run, 1);
+    let rows = dir.join("k4-2bit.parquet");
+    let mut bytes = fs::read(&rows).unwrap();
+    bytes[40] ^= 1;
+    fs::write(&rows, bytes).unwrap();
+    assert_eq!(export("2", &to).status.code(), Some(20));
+    assert!(!Path::new(&to).exists() && !Path::new(&format!("{to}.rebuilt")).exists());
+}
+
+#[test]
+fn diff_and_show_say_that_a_state_was_dropped() {
     let (run, _) = ledger_of(&[1, 2, 3, 4, 5]);
     collect(&run, 2);
-    let out = run.dir.path().join("out");
-    let out = out.to_str().unwrap();
-    for arguments in [&["export", "--round", "3", "--out", out][..], &["diff", "--to", "3"]] {
-        let output = program(&run, arguments);
-        assert_eq!(output.status.code(), Some(2));
-        let error = said(&output);
-        assert!(error.contains("the state after round 3 was dropped"), "{error}");
-        assert!(error.contains("the state after round 2"), "{error}");
-        assert!(error.contains("the state after round 4"), "{error}");
-    }
-    assert!(program(&run, &["export", "--round", "2", "--out", out]).status.success());
+    let output = program(&run, &["diff", "--to", "3"]);
+    assert_eq!(output.status.code(), Some(2));
+    let error = said(&output);
+    assert!(error.contains("the state after round 3 was dropped"), "{error}");
+    assert!(error.contains("the state after round 2"), "{error}");
+    assert!(error.contains("the state after round 4"), "{error}");
     assert!(program(&run, &["diff", "--from", "4"]).status.success());
     let shown = document(&program(&run, &["show", "--json"]));
     assert_eq!(shown["states"], json!({"kept": 4, "dropped": [[1, 1], [3, 3]]}));

@@ -1,6 +1,9 @@
 //! The commands: arguments in, one call to the ledger, its report out.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
@@ -8,18 +11,22 @@ use crate::{
     export::{ExportDtype, export as export_checkpoint},
     import::templar::PeersFile,
     ledger::{
-        At, Ledger,
+        At, Ledger, LedgerError,
         diff::{TensorDiff, diff as diff_states},
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
-        replay::{ReplayOptions, replay as replay_rounds},
+        replay::{ReplayOptions, rebuild, replay as replay_rounds},
         retention::Kept,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
         writer::LedgerWriter,
     },
-    store::files::Disk,
+    store::{
+        artifacts::StoredCheckpoint,
+        files::{Disk, Files},
+        place::Place,
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -237,21 +244,58 @@ struct ExportedFile {
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
-    let state = Kept::load(&ledger)?.require(&ledger, args.round)?;
-    let checkpoint = ledger.checkpoint(state).map_err(crate::ledger::LedgerError::from)?;
+    let (kept, state) = (Kept::load(&ledger)?, ledger.state(args.round)?);
+    let mut scratch = None;
+    let checkpoint = match args.round {
+        At::Round(round) if !kept.has(state) => {
+            progress.note(&format!("the state after round {round} was dropped: folding it again"));
+            let place = scratch.insert(scratch_beside(&args.out)?);
+            rebuild(&ledger, round, place, (&args.fold).into(), progress)
+        }
+        _ => ledger.checkpoint(state).map_err(LedgerError::from),
+    };
+    let done = checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &c, progress));
+    if let Some(Place { root, .. }) = scratch {
+        // Of a failure before, the first is told.
+        let removed = Disk.remove_dir_all(&root);
+        let document = done?;
+        removed.map_err(|source| CliError::Io { path: root, source })?;
+        return print_export(args, &document);
+    }
+    print_export(args, &done?)
+}
+
+/// A directory beside `out` for a state that is folded again.
+fn scratch_beside(out: &Path) -> Result<Place, CliError> {
+    let mut name = out.as_os_str().to_owned();
+    name.push(".rebuilt");
+    let path = PathBuf::from(name);
+    if path.exists() {
+        return Err(CliError::InTheWay { path });
+    }
+    Ok(Place::new(std::sync::Arc::new(Disk), &path))
+}
+
+fn export_to(
+    args: &ExportArgs,
+    checkpoint: &StoredCheckpoint,
+    progress: &dyn Progress,
+) -> Result<ExportDocument, CliError> {
     let dtype = match args.dtype {
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
     };
-    progress.begin("export", state.bytes);
-    let files = &*ledger.place().files;
+    progress.begin("export", checkpoint.manifest().bytes());
     let written =
-        export_checkpoint(&checkpoint, dtype, args.shard_bytes, files, &args.out, progress)
-            .map_err(crate::ledger::LedgerError::from)?;
+        export_checkpoint(checkpoint, dtype, args.shard_bytes, &Disk, &args.out, progress)
+            .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
-    let document = ExportDocument { files: written.into_iter().map(file).collect() };
-    print(args.json, &document, || {
+    Ok(ExportDocument { files: written.into_iter().map(file).collect() })
+}
+
+fn print_export(args: &ExportArgs, document: &ExportDocument) -> Done {
+    print(args.json, document, || {
         document.files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect()
     })
 }
@@ -344,12 +388,12 @@ pub fn log(args: &LogArgs) -> Done {
     } else {
         ("rounds", ledger.rounds_log())
     };
-    let entries = log.entries(0..log.size()).map_err(crate::ledger::LedgerError::from)?;
+    let entries = log.entries(0..log.size()).map_err(LedgerError::from)?;
     let entries = (0..)
         .zip(entries)
         .map(|(index, entry)| {
-            let bytes = entry.map_err(crate::ledger::LedgerError::from)?;
-            let read = |source| crate::ledger::LedgerError::Entry { log: name, index, source };
+            let bytes = entry.map_err(LedgerError::from)?;
+            let read = |source| LedgerError::Entry { log: name, index, source };
             let text = if args.submissions {
                 submission_line(&json::from_slice(&bytes).map_err(read)?)
             } else {

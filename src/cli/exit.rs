@@ -43,6 +43,10 @@ pub enum CliError {
     Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
+    #[error(
+        "{path} is in the way: a state is to be folded there; remove it, or give another --out"
+    )]
+    InTheWay { path: std::path::PathBuf },
     #[error("nothing was dropped: {0} things that must be there are not, as listed")]
     GcRefused(usize),
     #[error("the demo did not give what it should: {0}")]

@@ -271,6 +271,10 @@ impl std::str::FromStr for RoundRange {
     }
 }
 
+/// Writes a checkpoint as safetensors files.
+///
+/// A state that gc dropped is folded again first, from the last kept one, into OUT.rebuilt, which takes
+/// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// The ledger.
@@ -287,6 +291,8 @@ struct ExportArgs {
     /// Most bytes of a shard, unless one tensor is larger.
     #[arg(long, value_name = "BYTES", default_value_t = crate::export::SHARD_BYTES_MAX)]
     shard_bytes: u64,
+    #[command(flatten)]
+    fold: FoldArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,

@@ -102,7 +102,7 @@ pub enum LedgerError {
     NoRounds,
     #[error(
         "the state after round {round} was dropped by gc; kept are {before} before it and the state \
-         after round {after}. `gradledger replay --round {round}` folds it again"
+         after round {after}. `gradledger export --round {round}` folds it again"
     )]
     Dropped { round: u64, before: retention::StateName, after: u64 },
     #[error(

@@ -286,6 +286,27 @@ impl CheckpointWriter {
         Ok(())
     }
 
+    /// The next tensor is the one at `position` of `base`, copied.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its bytes are missing or wrong, or the disk refuses.
+    pub fn copy(&mut self, base: &StoredCheckpoint, position: usize) -> Result<(), StoreError> {
+        let descriptor = &base.manifest().descriptors()[position];
+        let mut reader = base.tensor(position)?;
+        let (mut left, mut buffer) = (reader.len(), Vec::new());
+        self.write(descriptor, &[])?; // One without bytes is a file, too.
+        while left > 0 {
+            let now = left.min(CHUNK_BYTES);
+            buffer.resize(small(now), 0);
+            reader.read_exact(&mut buffer)?;
+            self.write(descriptor, &buffer)?;
+            left -= now;
+        }
+        let (artifact, digests) = (descriptor.artifact(), base.digests(position)?);
+        self.commit(Pieces { artifact, digests })
+    }
+
     /// Binds the tensors into a state.
     ///
     /// # Errors
