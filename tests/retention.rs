@@ -460,7 +460,7 @@ fn a_wrong_delta_on_the_way_is_named() {
     replayed(&run, 1, 1, None).unwrap();
     for round in 2..=5 {
         let error = replayed(&run, round, round, None).unwrap_err().to_string();
-        assert!(error.contains(&dir.file_name().unwrap().to_str().unwrap()[..]), "{error}");
+        assert!(error.contains(dir.file_name().unwrap().to_str().unwrap()), "{error}");
         assert!(error.contains("piece 0"), "{error}");
     }
     assert!(fsck(&run.open(), fold_options(), &Silent).is_err());
@@ -577,6 +577,7 @@ fn export_folds_a_dropped_state_again() {
     let before = all.map(|round| sums(round, &out(&format!("before-{round}"))));
     collect(&run, 3);
     assert_eq!(all.map(|round| sums(round, &out(&format!("after-{round}")))), before);
+    assert!(said(&export("2", &out("after-2"))).contains("is not empty"));
     // What is in the way is left alone; a wrong delta leaves nothing behind.
     let to = out("again");
     fs::create_dir(format!("{to}.rebuilt")).unwrap();

@@ -8,7 +8,7 @@ use std::{
 use serde::Serialize;
 
 use crate::{
-    export::{ExportDtype, export as export_checkpoint},
+    export::{ExportDtype, ExportError, export as export_checkpoint},
     import::templar::PeersFile,
     ledger::{
         At, Ledger, LedgerError,
@@ -265,8 +265,11 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     print_export(args, &done?)
 }
 
-/// A directory beside `out` for a state that is folded again.
+/// A directory beside `out` for a state that is folded again; what is in the way is said before that.
 fn scratch_beside(out: &Path) -> Result<Place, CliError> {
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(LedgerError::from(ExportError::NotEmpty { path: out.to_owned() }).into());
+    }
     let mut name = out.as_os_str().to_owned();
     name.push(".rebuilt");
     let path = PathBuf::from(name);

@@ -349,7 +349,8 @@ struct DiffArgs {
 /// before it. What a killed import or seal left and no log names is removed too.
 ///
 /// Nothing is dropped if the newest state, or what a dropped one would have to be folded from, is
-/// missing or has a wrong size. Bytes are not hashed: that is for fsck.
+/// missing or has a wrong size. Bytes are not hashed: that is for fsck. An export or a replay that is
+/// reading a state while it is dropped fails, and can be run again.
 #[derive(Debug, Args)]
 struct GcArgs {
     /// The ledger.
