@@ -12,6 +12,7 @@ pub mod diff;
 pub mod fsck;
 pub mod gc;
 pub mod import;
+pub mod index;
 pub mod init;
 pub mod replay;
 pub mod retention;
@@ -32,6 +33,7 @@ use crate::{
         StoreError,
         artifacts::StoredCheckpoint,
         files::{Disk, Files},
+        index::IndexError,
         lock::LockError,
         log::{LogError, LogReader},
         open_round::OpenRound,
@@ -68,6 +70,8 @@ pub enum LedgerError {
     Locked(#[from] LockError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]

@@ -6,6 +6,7 @@ pub mod artifacts;
 pub mod config;
 pub mod files;
 pub mod hashes;
+pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;
