@@ -94,7 +94,7 @@ fn rounds_go_on_across_two_rotations() {
     let sealed = ledger.sealed();
     assert_eq!(sealed.iter().map(|s| s.index).collect::<Vec<_>>(), [1, 4, 5]);
     assert_eq!(sealed[1].record.previous, sealed[0].leaf);
-    let view = show(&ledger);
+    let view = show(&ledger).unwrap();
     assert_eq!(view.log_keys, again.log_keys);
     let retired: Vec<_> = view.retired_keys.iter().map(|k| (&k.log_keys, k.until)).collect();
     assert_eq!(retired, [(&first, 2), (&report.log_keys, 3)]);
