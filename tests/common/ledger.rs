@@ -19,14 +19,17 @@ use gradledger::{
         import::{Gradients, Peers, import_templar},
         init::{InitOptions, init_in},
         seal::{FoldOptions, seal},
+        submit::{Known, Receipt, open_round, statement_of, submit_batch},
         writer::LedgerWriter,
     },
+    merkle::head::TreeHead,
     store::files::Files,
     types::{
         bits::F32Bits,
         digest::Digest,
         manifest::ManifestId,
         progress::Silent,
+        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Outcome, Submission},
     },
@@ -35,6 +38,7 @@ use gradledger::{
 use super::{
     Random,
     memfs::{MemFs, Survival},
+    miner::{self, Signatures},
     scenario::{Failed, Scenario},
 };
 
@@ -43,10 +47,15 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    signatures: Signatures,
 }
 
 /// The rounds that there are files for.
 pub const ROUNDS: [u64; 2] = [101, 102];
+
+/// Who is listed in a native run, by number, and how many deltas there are.
+pub const MINERS: u8 = 3;
+pub const DELTAS: u64 = 4;
 
 /// Who is expected: in the first round one good file, one that is refused, one reserve without a file
 /// in its place, one reserve that is not needed.
@@ -128,7 +137,13 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        Self { dir, pool }
+        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        miner::write_list(&fixture.miners(), MINERS);
+        (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
+        let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
+        (1..=DELTAS)
+            .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
+        fixture
     }
 
     pub fn dir(&self) -> &Path {
@@ -148,6 +163,21 @@ impl Fixture {
         self.dir.path().join(format!("w{round}"))
     }
 
+    /// The list of miners of a native run.
+    pub fn miners(&self) -> PathBuf {
+        self.dir.path().join("miners")
+    }
+
+    /// The hotkey file of miner `number`.
+    pub fn key(&self, number: u8) -> PathBuf {
+        self.dir.path().join(format!("hotkey-{number}"))
+    }
+
+    /// Delta segments that a miner may send.
+    pub fn delta(&self, number: u64) -> PathBuf {
+        self.dir.path().join(format!("delta-{number}"))
+    }
+
     /// Does one step; acknowledged facts are added. What was done already succeeds.
     pub fn step(
         &self,
@@ -158,7 +188,13 @@ impl Fixture {
     ) -> Result<(), LedgerError> {
         // One thread, so that calls come in the same order each time.
         self.pool.install(|| match step {
-            Step::Init => self.init(root, files, facts),
+            Step::Init => self.init(Dialect::Templar, root, files, facts),
+            Step::InitNative => self.init(Dialect::Native, root, files, facts),
+            Step::Submit(round, sent) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                facts.extend(self.submit(&mut writer, *round, sent)?);
+                Ok(())
+            }
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
             Step::Import(round, peers) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
@@ -184,8 +220,32 @@ impl Fixture {
         })
     }
 
+    /// Hands all of `sent` (miner and delta) in as one batch. A round that is sealed takes none.
+    fn submit(
+        &self,
+        writer: &mut LedgerWriter,
+        round: u64,
+        sent: &[(u8, u64)],
+    ) -> Result<Vec<Fact>, LedgerError> {
+        let ledger = writer.ledger();
+        if open_round(ledger)? > round {
+            return Ok(vec![]);
+        }
+        let hand_in = |&(number, delta): &(u8, u64)| {
+            miner::hand_in(ledger, round, number, &self.delta(delta), &self.signatures)
+        };
+        let batch = sent.iter().map(hand_in).collect::<Result<Vec<_>, _>>()?;
+        let answers = submit_batch(writer, &mut Known::default(), &batch)?;
+        let receipt = |answer: Result<Receipt, _>| match answer {
+            Ok(receipt) => Fact::Receipt(Box::new(receipt)),
+            Err(refusal) => panic!("{refusal}"),
+        };
+        Ok(answers.into_iter().map(receipt).collect())
+    }
+
     fn init(
         &self,
+        dialect: Dialect,
         root: &Path,
         files: &Arc<dyn Files>,
         facts: &mut Vec<Fact>,
@@ -196,17 +256,23 @@ impl Fixture {
             checkpoint: &self.checkpoint(),
             select: None,
             rule: SparseMeanSgd {
-                dialect: Dialect::Templar,
+                dialect,
                 chunk: 8,
                 top_k: 4,
                 bins: 4,
                 lr_f32: F32Bits(0.4),
                 mean: Mean::Contributors,
-                norm: Norm::TorchCpuF32,
+                norm: match dialect {
+                    Dialect::Templar => Norm::TorchCpuF32,
+                    Dialect::Native => Norm::HistogramF64,
+                },
             },
             frozen: false,
             key_file: None,
-            miners: gradledger::types::record::MinersPolicy::Listed,
+            miners: match dialect {
+                Dialect::Templar => MinersPolicy::Listed,
+                Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
+            },
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -237,7 +303,11 @@ fn one_thread() -> FoldOptions {
 #[derive(Clone, Debug)]
 pub enum Step {
     Init,
+    /// A run whose miners sign for their deltas.
+    InitNative,
     Open,
+    /// Statements of one round in one batch: who sends which delta.
+    Submit(u64, Vec<(u8, u64)>),
     Import(u64, Peers),
     Seal(u64),
 }
@@ -260,6 +330,8 @@ pub enum Fact {
         uid: u16,
         outcome: &'static str,
     },
+    /// A signed statement is in the log.
+    Receipt(Box<Receipt>),
     Sealed {
         round: u64,
         record: Digest,
@@ -325,6 +397,7 @@ impl<'f> LedgerScenario<'f> {
                 matches!(&found[..], [(_, Submission::Fetched(fetched))]
                     if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
             }
+            Fact::Receipt(receipt) => holds(ledger, receipt)?,
             Fact::Sealed { round, record, next } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
@@ -333,6 +406,24 @@ impl<'f> LedgerScenario<'f> {
             }
         };
         if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
+    }
+}
+
+/// Whether a receipt proves what it says, and the log as it now is goes on from its head.
+pub fn holds(ledger: &Ledger, receipt: &Receipt) -> Result<bool, Failed> {
+    let (key, log) = (ledger.genesis().log_keys.submissions.parse()?, ledger.submissions_log());
+    receipt.verify(&key)?;
+    let head = TreeHead::open(receipt.head.as_bytes(), &key)?;
+    Ok(log.entry(receipt.index)? == receipt.entry.as_bytes()
+        && log.root_at(head.size)? == head.root
+        && receipt.run_id == ledger.run_id())
+}
+
+/// What no two submissions may share: a signed statement, or a fetched file's miner and round.
+fn identity(ledger: &Ledger, submission: &Submission) -> String {
+    match submission {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed).id().to_hex(),
+        _ => format!("{} {}", submission.round(), submission.miner()),
     }
 }
 
@@ -408,7 +499,7 @@ impl Scenario for LedgerScenario<'_> {
         }
         let mut stated = BTreeSet::new();
         for (index, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
-            if !stated.insert((submission.round(), submission.miner())) {
+            if !stated.insert(identity(&ledger, &submission)) {
                 return Err(format!("statement {index} repeats an earlier one").into());
             }
         }
