@@ -58,27 +58,13 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
         Step::Open => unreachable!("no command opens and does nothing else"),
     }
     for word in &mut all {
-        if let Some(named) = place(fixture, word, ledger) {
-            *word = path(&named);
+        match fixture.place(word) {
+            _ if word == "LEDGER" => *word = path(ledger),
+            Some(named) => *word = path(&named),
+            None => {}
         }
     }
     all
-}
-
-/// The path that a word in capitals stands for.
-fn place(fixture: &Fixture, word: &str, ledger: &Path) -> Option<PathBuf> {
-    let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
-    let (kind, number) = word.split_at(digits);
-    let number: u64 = number.parse().unwrap_or_default();
-    Some(match kind {
-        "LEDGER" => ledger.to_owned(),
-        "CHECKPOINT" => fixture.checkpoint(),
-        "GRADIENTS" => fixture.gradients(number),
-        "MINERS" => fixture.miners(),
-        "KEY" => fixture.key(number as u8),
-        "DELTA" => fixture.delta(number),
-        _ => return None,
-    })
 }
 
 fn program(fixture: &Fixture, step: &Step, ledger: &Path) -> Command {

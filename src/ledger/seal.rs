@@ -26,7 +26,12 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, check::accepted_deltas, thread_pool, writer::LedgerWriter};
+use super::{
+    Ledger, LedgerError,
+    check::{accepted_deltas, check_round},
+    thread_pool,
+    writer::LedgerWriter,
+};
 
 /// How to run a fold.
 #[derive(Clone, Copy, Debug)]
@@ -92,6 +97,7 @@ pub struct RejectedLine {
 ///
 /// # Errors
 ///
+/// [`LedgerError::Disagrees`] if the newest record does not follow from the logs,
 /// [`LedgerError::RoundNotOpen`] if nothing was imported for it, [`LedgerError::NonFinite`] where
 /// the native rule would store such a value, others as they come; nothing is sealed then.
 pub fn seal(
@@ -100,6 +106,10 @@ pub fn seal(
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<SealReport, LedgerError> {
+    // A round is not built on a record that leaves a gap or disposes otherwise than the log says.
+    if let Some(newest) = writer.ledger().sealed().len().checked_sub(1) {
+        check_round(writer.ledger(), newest)?;
+    }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
     let Planned { disposed, plan } = &folded.planned;

@@ -39,6 +39,19 @@ pub enum StoreError {
         /// What is wrong with it.
         source: JsonError,
     },
+    /// Who is expected in the open round was changed.
+    #[error(
+        "{path}: its content has digest {found}, it says {expected}; remove it and `import` the \
+         round again"
+    )]
+    OpenRound {
+        /// The file.
+        path: PathBuf,
+        /// As it says.
+        expected: Digest,
+        /// As it is.
+        found: Digest,
+    },
     /// Bytes that are not what their root says.
     #[error("{what}: piece {piece} has digest {found}, its root asks for {expected}")]
     Piece {

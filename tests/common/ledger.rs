@@ -178,6 +178,22 @@ impl Fixture {
         self.dir.path().join(format!("delta-{number}"))
     }
 
+    /// The path that a word in capitals stands for in a command line.
+    pub fn place(&self, word: &str) -> Option<PathBuf> {
+        let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
+        let (kind, number) = word.split_at(digits);
+        let number: u64 = number.parse().unwrap_or_default();
+        Some(match kind {
+            "LEDGER" => self.root(),
+            "CHECKPOINT" => self.checkpoint(),
+            "GRADIENTS" => self.gradients(number),
+            "MINERS" => self.miners(),
+            "KEY" => self.key(number as u8),
+            "DELTA" => self.delta(number),
+            _ => return None,
+        })
+    }
+
     /// Does one step; acknowledged facts are added. What was done already succeeds.
     pub fn step(
         &self,
