@@ -490,9 +490,11 @@ fn the_command_answers_each_refusal_with_its_code() {
     let reasons: Vec<_> = document["rejected"].as_array().unwrap().iter().collect();
     let reasons: Vec<_> = reasons.iter().map(|r| r["reason"].as_str().unwrap()).collect();
     assert_eq!(reasons, ["duplicate-delta", "duplicate-submission"]);
-    // The round is closed now.
-    let (exit, _, said) = command(&fixture, "submit LEDGER DELTA1 --round 1 --key KEY1 --json");
+    // The round is closed now: to what is in the log the answer is the same.
+    let (exit, _, said) = command(&fixture, "submit LEDGER DELTA4 --round 1 --key KEY2 --json");
     assert!(exit == Some(1) && said.contains("late"), "{said}");
+    let (_, document, _) = command(&fixture, "submit LEDGER DELTA1 --round 1 --key KEY1 --json");
+    assert_eq!(document["receipt"]["index"], 0);
 }
 
 fn key_of(number: u8) -> Digest {

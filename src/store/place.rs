@@ -42,6 +42,11 @@ impl Place {
         self.root.join("open-round.json")
     }
 
+    /// The index, which the process that writes keeps outside of [`Files`].
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
