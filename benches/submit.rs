@@ -15,6 +15,8 @@
 //!   (counted), one after the other;
 //! - sr25519: signatures verified, on all cores.
 
+#![allow(clippy::unwrap_used)] // What is shared with tests unwraps.
+
 #[path = "../tests/common/mod.rs"]
 mod common;
 #[path = "../tools/record.rs"]
