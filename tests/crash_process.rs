@@ -23,7 +23,7 @@ use common::{
     signed::{SignedRun, document},
 };
 use gradledger::{
-    ledger::{At, Ledger, fsck::fsck, seal::FoldOptions, submit::Receipt},
+    ledger::{At, Ledger, fsck::fsck, retention::Kept, seal::FoldOptions, submit::Receipt},
     store::files::{Disk, Files, ReadFile, WriteFile},
     types::progress::Silent,
 };
@@ -57,6 +57,7 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             add(&format!("submit LEDGER DELTA{delta} --round {round} --key KEY{miner} --json"));
         }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
+        Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
         Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
@@ -108,9 +109,11 @@ fn kills() -> u64 {
 }
 
 #[test]
-fn a_kill_at_any_moment_of_import_and_seal_loses_nothing() {
+fn a_kill_at_any_moment_of_import_seal_and_gc_loses_nothing() {
     let round = |round| [Step::import(round), Step::Seal(round)];
-    kill_each(9, &Step::Init, &ROUNDS.map(round).concat());
+    let mut steps = [round(ROUNDS[0]), round(ROUNDS[1])].concat();
+    steps.push(Step::Gc(5));
+    kill_each(9, &Step::Init, &steps);
 }
 
 #[test]
@@ -186,6 +189,7 @@ fn kill_each(seed: u64, init: &Step, steps: &[Step]) {
         undisturbed.push((start.elapsed(), report));
     }
     let (mut killed, mut done_before, mut at) = (0, 0, steps.len());
+    let mut collected = 0;
     let mut acknowledged: Vec<Acknowledged> = vec![];
     while killed < kills {
         assert!(done_before < 10 * kills, "commands are done before they are killed");
@@ -227,6 +231,19 @@ fn kill_each(seed: u64, init: &Step, steps: &[Step]) {
                 let next = opened.state(At::Round(*round)).unwrap().root.to_hex();
                 assert_eq!(Value::from(next), expected["next"]["root"]);
             }
+            Step::Gc(_) => {
+                if random.below(2) == 0 {
+                    continue;
+                }
+                succeeds(&fixture, step, &ledger);
+                let again = succeeds(&fixture, step, &ledger);
+                let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+                assert_eq!(again["freed"]["bytes"], Value::from(0));
+                let opened = in_order(&ledger);
+                assert_eq!(opened.sealed().len(), 2);
+                assert_eq!(Kept::load(&opened).unwrap().dropped(&opened), [[ROUNDS[0]; 2]]);
+                collected += 1;
+            }
             _ => {
                 acknowledged.extend(said.iter().flat_map(Acknowledged::all));
                 acknowledged.iter().for_each(|fact| fact.check(&opened));
@@ -245,7 +262,10 @@ fn kill_each(seed: u64, init: &Step, steps: &[Step]) {
         }
         at += 1;
     }
-    println!("crash: {killed} kills, {done_before} commands that were done before theirs");
+    println!(
+        "crash: {killed} kills, {done_before} commands that were done before theirs, {collected} \
+         times all rounds and a gc"
+    );
     assert!(killed > 0, "no command was killed");
 }
 
@@ -498,7 +518,14 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
         return;
     }
     let submit = |miner, delta| Step::Submit(1, vec![(miner, delta)]);
-    calls_are_seen(&[Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])]);
+    calls_are_seen(&[
+        Step::Init,
+        Step::import(ROUNDS[0]),
+        Step::Seal(ROUNDS[0]),
+        Step::import(ROUNDS[1]),
+        Step::Seal(ROUNDS[1]),
+        Step::Gc(5),
+    ]);
     calls_are_seen(&[Step::InitNative, submit(1, 1), submit(2, 1), submit(1, 1), Step::Seal(1)]);
 }
 
