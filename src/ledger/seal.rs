@@ -100,6 +100,7 @@ pub struct RejectedLine {
 ///
 /// # Errors
 ///
+/// [`LedgerError::Disagrees`] if the newest record does not follow from the logs,
 /// [`LedgerError::RoundNotOpen`] if nothing was imported for it, [`LedgerError::NonFinite`] where
 /// the native rule would store such a value, others as they come; nothing is sealed then.
 pub fn seal(
@@ -110,6 +111,10 @@ pub fn seal(
 ) -> Result<SealReport, LedgerError> {
     if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
         return newest_report(writer.ledger(), true);
+    }
+    // A round is not built on a record that leaves a gap or disposes otherwise than the log says.
+    if let Some(newest) = writer.ledger().sealed().len().checked_sub(1) {
+        check_round(writer.ledger(), newest)?;
     }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
