@@ -28,7 +28,7 @@ use crate::{
 
 use super::{
     Ledger, LedgerError, Sealed,
-    check::{accepted_deltas, check_round},
+    check::{accepted_deltas, derive},
     thread_pool,
     writer::LedgerWriter,
 };
@@ -319,7 +319,7 @@ fn newest_report(ledger: &Ledger, already: bool) -> Result<SealReport, LedgerErr
     let Sealed { record, leaf, .. } = &ledger.sealed()[position];
     let window = record.submissions;
     let (submissions, layout) = (ledger.submissions(window.start..window.end)?, ledger.layout()?);
-    let dispositions = check_round(ledger, position)?.disposed.dispositions;
+    let dispositions = derive(ledger, record, submissions.clone()).disposed.dispositions;
     let file = |index: Option<u64>| {
         let (_, submission) = submissions.iter().find(|(at, _)| Some(*at) == index)?;
         submission.file().map(str::to_owned)
