@@ -28,7 +28,7 @@ use crate::{
 
 use super::{
     Ledger, LedgerError, Sealed,
-    check::{accepted_deltas, derive},
+    check::{accepted_deltas, check_round, derive},
     thread_pool,
     writer::LedgerWriter,
 };
@@ -109,12 +109,12 @@ pub fn seal(
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<SealReport, LedgerError> {
-    if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
-        return newest_report(writer.ledger(), true);
-    }
     // A round is not built on a record that leaves a gap or disposes otherwise than the log says.
     if let Some(newest) = writer.ledger().sealed().len().checked_sub(1) {
         check_round(writer.ledger(), newest)?;
+    }
+    if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
+        return newest_report(writer.ledger(), true);
     }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
