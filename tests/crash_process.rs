@@ -18,10 +18,12 @@ use std::{
 
 use common::{
     Random,
-    ledger::{Fixture, ROUNDS, Step},
+    ledger::{Fixture, ROUNDS, Step, holds},
+    model::all_files,
+    signed::{SignedRun, document},
 };
 use gradledger::{
-    ledger::{At, Ledger, fsck::fsck, seal::FoldOptions},
+    ledger::{At, Ledger, fsck::fsck, retention::Kept, seal::FoldOptions, submit::Receipt},
     store::files::{Disk, Files, ReadFile, WriteFile},
     types::progress::Silent,
 };
@@ -46,18 +48,24 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             }
             add("--json");
         }
+        Step::InitNative => {
+            add("init LEDGER --run crash --origin crash.invalid/ledger --rule native --lr 0.4");
+            add("--chunk 8 --top-k 4 --bins 4 --checkpoint CHECKPOINT --miners MINERS");
+        }
+        Step::Submit(round, sent) => {
+            let [(miner, delta)] = sent[..] else { unreachable!("a command submits one") };
+            add(&format!("submit LEDGER DELTA{delta} --round {round} --key KEY{miner} --json"));
+        }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
-        Step::Open => unreachable!("no command opens and does nothing else"),
+        Step::Rotate => add("log rotate-key LEDGER --json"),
+        Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
+        Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
-        match word.as_str() {
-            "LEDGER" => *word = path(ledger),
-            "CHECKPOINT" => *word = path(&fixture.checkpoint()),
-            other => {
-                if let Some(round) = other.strip_prefix("GRADIENTS") {
-                    *word = path(&fixture.gradients(round.parse().unwrap()));
-                }
-            }
+        match fixture.place(word) {
+            _ if word == "LEDGER" => *word = path(ledger),
+            Some(named) => *word = path(&named),
+            None => {}
         }
     }
     all
@@ -96,45 +104,94 @@ fn copy_all(from: &Path, to: &Path) {
     }
 }
 
-/// Statements as they are acknowledged: index and uid.
-fn statements(report: &Value) -> Vec<(u64, u64)> {
-    let file = |file: &Value| (file["index"].as_u64().unwrap(), file["uid"].as_u64().unwrap());
-    report["files"].as_array().unwrap().iter().map(file).collect()
-}
-
-fn check_statements(ledger: &Ledger, acknowledged: &[(u64, u64)]) {
-    for (index, uid) in acknowledged {
-        let found = ledger.submissions(*index..*index + 1).unwrap();
-        assert_eq!(found[0].1.miner().uid().map(u64::from), Some(*uid), "statement {index}");
-    }
+/// How many kills there are in all, half of them in each kind of run.
+fn kills() -> u64 {
+    std::env::var("GRADLEDGER_CRASH_KILLS").map_or(40, |n| n.parse().unwrap()) / 2
 }
 
 #[test]
-fn a_kill_at_any_moment_loses_nothing() {
-    let kills = std::env::var("GRADLEDGER_CRASH_KILLS").map_or(40, |n| n.parse().unwrap());
-    let seed = 9;
+fn a_kill_at_any_moment_of_import_seal_and_gc_loses_nothing() {
+    let round = |round| [Step::import(round), Step::Seal(round)];
+    let mut steps = [round(ROUNDS[0]), round(ROUNDS[1])].concat();
+    steps.push(Step::Gc(5));
+    kill_each(9, &Step::Init, &steps);
+}
+
+#[test]
+fn a_kill_at_any_moment_of_submit_and_seal_loses_nothing() {
+    let submit = |round, miner, delta| Step::Submit(round, vec![(miner, delta)]);
+    let steps = [
+        submit(1, 1, 1),
+        submit(1, 2, 2),
+        submit(1, 3, 2),
+        Step::Seal(1),
+        submit(2, 3, 4),
+        submit(2, 1, 1),
+        Step::Seal(2),
+    ];
+    kill_each(10, &Step::InitNative, &steps);
+}
+
+/// What a ledger said is in its submissions log.
+#[derive(Clone)]
+enum Acknowledged {
+    /// An imported file: index and uid.
+    Statement(u64, u64),
+    /// A signed delta.
+    Receipt(Box<Receipt>),
+}
+
+impl Acknowledged {
+    fn all(report: &Value) -> Vec<Self> {
+        if let Ok(receipt) = serde_json::from_value(report["receipt"].clone()) {
+            return vec![Self::Receipt(Box::new(receipt))];
+        }
+        let number = |value: &Value| value.as_u64().unwrap();
+        let file = |file: &Value| Self::Statement(number(&file["index"]), number(&file["uid"]));
+        report["files"].as_array().unwrap().iter().map(file).collect()
+    }
+
+    fn check(&self, ledger: &Ledger) {
+        match self {
+            Self::Statement(index, uid) => {
+                let found = ledger.submissions(*index..*index + 1).unwrap();
+                assert_eq!(found[0].1.miner().uid().map(u64::from), Some(*uid), "{index}");
+            }
+            Self::Receipt(receipt) => assert!(holds(ledger, receipt).unwrap(), "{receipt:?}"),
+        }
+    }
+
+    /// The same, whatever head it was proven under.
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Statement(a, b), Self::Statement(c, d)) => (a, b) == (c, d),
+            (Self::Receipt(a), Self::Receipt(b)) => {
+                (a.index, a.statement) == (b.index, b.statement)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Runs `steps` again and again, each killed at some moment and then repeated.
+fn kill_each(seed: u64, init: &Step, steps: &[Step]) {
     println!("seed {seed}");
-    let (fixture, mut random) = (Fixture::new(), Random(seed));
+    let (kills, fixture, mut random) = (kills(), Fixture::new(), Random(seed));
     let work = tempfile::tempdir().unwrap();
     let (ready, ledger) = (work.path().join("ready"), work.path().join("ledger"));
-    succeeds(&fixture, &Step::Init, &ready);
-    let steps = [
-        Step::import(ROUNDS[0]),
-        Step::Seal(ROUNDS[0]),
-        Step::import(ROUNDS[1]),
-        Step::Seal(ROUNDS[1]),
-    ];
+    succeeds(&fixture, init, &ready);
     // How long each takes undisturbed, and what comes of it.
     copy_all(&ready, &ledger);
     let mut undisturbed = vec![];
-    for step in &steps {
+    for step in steps {
         let start = Instant::now();
         let output = succeeds(&fixture, step, &ledger);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         undisturbed.push((start.elapsed(), report));
     }
     let (mut killed, mut done_before, mut at) = (0, 0, steps.len());
-    let mut acknowledged = vec![];
+    let mut collected = 0;
+    let mut acknowledged: Vec<Acknowledged> = vec![];
     while killed < kills {
         assert!(done_before < 10 * kills, "commands are done before they are killed");
         if at == steps.len() {
@@ -160,38 +217,122 @@ fn a_kill_at_any_moment_loses_nothing() {
         // What was printed before the kill was acknowledged.
         let said: Option<Value> = serde_json::from_slice(&output.stdout).ok();
         match step {
-            Step::Import(..) => {
-                acknowledged.extend(said.iter().flat_map(statements));
-                check_statements(&opened, &acknowledged);
-                // Half of the time it is killed again before it is done.
-                if random.below(2) == 0 {
-                    continue;
-                }
-                succeeds(&fixture, step, &ledger);
-                acknowledged.extend(statements(expected));
-                check_statements(&in_order(&ledger), &acknowledged);
-            }
             Step::Seal(round) => {
                 let sealed = opened.position(*round).is_ok();
                 assert!(sealed || said.is_none(), "round {round} was acknowledged and is lost");
                 if !sealed && random.below(2) == 0 {
                     continue;
                 }
-                // If it was sealed, be it that its head was not published yet, that is said.
-                let repeated = program(&fixture, step, &ledger).output().unwrap();
-                let error = String::from_utf8_lossy(&repeated.stderr).into_owned();
-                let said = error.contains("rounds only go up");
-                assert!(repeated.status.success() || said, "{error}");
+                // If it was sealed, be it that its head was not published yet, it is said again.
+                succeeds(&fixture, step, &ledger);
                 let opened = in_order(&ledger);
                 let next = opened.state(At::Round(*round)).unwrap().root.to_hex();
                 assert_eq!(Value::from(next), expected["next"]["root"]);
             }
-            _ => {}
+            Step::Gc(_) => {
+                if random.below(2) == 0 {
+                    continue;
+                }
+                succeeds(&fixture, step, &ledger);
+                let again = succeeds(&fixture, step, &ledger);
+                let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+                assert_eq!(again["freed"]["bytes"], Value::from(0));
+                let opened = in_order(&ledger);
+                assert_eq!(opened.sealed().len(), 2);
+                assert_eq!(Kept::load(&opened).unwrap().dropped(&opened), [[ROUNDS[0]; 2]]);
+                collected += 1;
+            }
+            _ => {
+                acknowledged.extend(said.iter().flat_map(Acknowledged::all));
+                acknowledged.iter().for_each(|fact| fact.check(&opened));
+                // Half of the time it is killed again before it is done.
+                if random.below(2) == 0 {
+                    continue;
+                }
+                let again: Value =
+                    serde_json::from_slice(&succeeds(&fixture, step, &ledger).stdout).unwrap();
+                let (again, expected) = (Acknowledged::all(&again), Acknowledged::all(expected));
+                assert!(again.iter().zip(&expected).all(|(a, b)| a.same(b)));
+                acknowledged.extend(again);
+                let opened = in_order(&ledger);
+                acknowledged.iter().for_each(|fact| fact.check(&opened));
+            }
         }
         at += 1;
     }
-    println!("crash: {killed} kills, {done_before} commands that were done before theirs");
+    println!(
+        "crash: {killed} kills, {done_before} commands that were done before theirs, {collected} \
+         times all rounds and a gc"
+    );
     assert!(killed > 0, "no command was killed");
+}
+
+/// Kills `submit` while it makes the index anew, over and over; then an older copy of the index is put
+/// in its place, or its files are scrambled, or it is left as the kill left it. The statement's
+/// answer stays the same.
+#[test]
+fn a_kill_while_the_index_is_made_anew_changes_no_answer() {
+    let kills = std::env::var("GRADLEDGER_CRASH_KILLS")
+        .map_or(12, |n: String| n.parse::<u64>().unwrap().div_ceil(4));
+    let seed = 10;
+    println!("seed {seed}");
+    let (run, mut random) = (SignedRun::new(), Random(seed));
+    let first = document(&mut run.submit("delta.pt"));
+    run.append_fetched(2000);
+    run.seal(1);
+    let (index, older) = (run.ledger().join("index"), run.path("older"));
+    document(&mut run.submit("delta.pt"));
+    copy_all(&index, &older);
+    run.append_fetched(2000);
+    // How long it takes from nothing.
+    fs::remove_dir_all(&index).unwrap();
+    let start = Instant::now();
+    document(&mut run.submit("delta.pt"));
+    let took = start.elapsed();
+    let log = run.open().submissions_log().head().clone();
+    let (mut killed, mut unmarked, mut turn) = (0, 0, 0);
+    while killed < kills {
+        assert!(turn < 10 * kills, "commands are done before they are killed");
+        turn += 1;
+        // Mostly from nothing, else from what the last turn left.
+        if index.exists() && turn % 4 != 0 {
+            fs::remove_dir_all(&index).unwrap();
+        }
+        let mut child = run.submit("delta.pt");
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(took.mul_f64(random.below(1000) as f64 / 1200.0));
+        child.kill().unwrap();
+        if child.wait().unwrap().success() {
+            continue;
+        }
+        killed += 1;
+        unmarked += u64::from(index.exists() && !index.join("closed").exists());
+        match turn % 3 {
+            0 => {}
+            1 => {
+                fs::remove_dir_all(&index).unwrap_or_default();
+                copy_all(&older, &index);
+            }
+            _ if index.exists() => {
+                for path in all_files(&index) {
+                    let bytes: Vec<u8> = fs::read(&path).unwrap();
+                    let other = bytes.iter().map(|byte| byte ^ (random.next() as u8));
+                    fs::write(path, other.collect::<Vec<u8>>()).unwrap();
+                }
+            }
+            _ => {}
+        }
+        if random.below(2) == 0 {
+            continue;
+        }
+        let again = document(&mut run.submit("delta.pt"));
+        assert_eq!(again["receipt"]["index"], first["receipt"]["index"]);
+        assert_eq!(again["receipt"]["entry"], first["receipt"]["entry"]);
+        assert_eq!(again["rejected"], Value::Null);
+        assert_eq!(run.open().submissions_log().head(), &log, "nothing is appended");
+    }
+    println!("crash: {killed} kills, {unmarked} of them with the index open");
+    assert!(unmarked > 0, "no kill came while the index was open");
 }
 
 /// A small file system of its own, unmounted at the end.
@@ -218,11 +359,16 @@ fn no_space_left_loses_nothing_and_goes_on_when_there_is_some() {
     let _mount = Mount(small.clone());
     let (ledger, ballast) = (small.join("ledger"), small.join("ballast"));
     let (mut refused, mut done) = (0, 0);
-    for step in [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])] {
+    let imported = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
+    let submitted = [Step::InitNative, Step::Submit(1, vec![(1, 1)]), Step::Seal(1)];
+    for step in imported.iter().chain(&submitted) {
+        if matches!(step, Step::InitNative) {
+            fs::remove_dir_all(&ledger).unwrap();
+        }
         // A little more room each time, until the step fits: the last time it is there.
         for pages in 0.. {
             fill(&ballast, pages);
-            let output = program(&fixture, &step, &ledger).output().unwrap();
+            let output = program(&fixture, step, &ledger).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             if output.status.success() {
                 done += 1;
@@ -230,7 +376,7 @@ fn no_space_left_loses_nothing_and_goes_on_when_there_is_some() {
             }
             assert_eq!(output.status.code(), Some(1), "{step:?}: {said}");
             assert!(said.contains("No space left on device"), "{step:?}: {said}");
-            if !matches!(step, Step::Init) {
+            if !matches!(step, Step::Init | Step::InitNative) {
                 in_order(&ledger);
             }
             refused += 1;
@@ -369,11 +515,24 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
         println!("skipped: strace is not here, or not permitted");
         return;
     }
+    let submit = |miner, delta| Step::Submit(1, vec![(miner, delta)]);
+    calls_are_seen(&[
+        Step::Init,
+        Step::import(ROUNDS[0]),
+        Step::Seal(ROUNDS[0]),
+        Step::import(ROUNDS[1]),
+        Step::Seal(ROUNDS[1]),
+        Step::Gc(5),
+    ]);
+    calls_are_seen(&[Step::InitNative, submit(1, 1), submit(2, 1), submit(1, 1), Step::Seal(1)]);
+}
+
+/// Traces the program's calls in `steps`, and compares them with what the trait saw of them.
+fn calls_are_seen(steps: &[Step]) {
     let fixture = Fixture::new();
-    let steps = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
     let recorder = Recorder::default();
     let files: Arc<dyn Files> = Arc::new(recorder.clone());
-    for step in &steps {
+    for step in steps {
         fixture.step(step, &fixture.root(), &files, &mut vec![]).unwrap();
     }
     let (calls, bytes) = std::mem::take(&mut *recorder.0.lock().unwrap());
@@ -386,7 +545,7 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
     // A file a thread, so that no line is cut by another thread's.
     let traces = fixture.dir().join("traces");
     let (mut found, mut written) = (Calls::new(), BTreeMap::<PathBuf, usize>::new());
-    for step in &steps {
+    for step in steps {
         fs::create_dir(&traces).unwrap();
         let output = Command::new("strace")
             .args(["-ff", "-y", "-s", "0", "-e", &format!("trace={TRACED}"), "-o"])

@@ -1,27 +1,30 @@
 //! Checking a whole ledger: every log hash, every stored byte, every scalar and every fold again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use crate::{
     codec::layout::{DeltaGroup, Layout},
+    intake::dispose::accepted,
     store::{
         StoreError,
-        artifacts::{StoredCheckpoint, StoredDelta},
+        artifacts::{ArtifactReader, StoredDelta},
+        place::Place,
         quarantine, segment,
     },
     types::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        submission::{Fetched, Outcome, Submission},
+        submission::{Fetched, Miner, Outcome, Submission},
     },
 };
 
 use super::{
     Ledger, LedgerError, check,
     replay::{ReplayOptions, replay, stored_plan},
+    retention::{Kept, StateName},
     seal::FoldOptions,
     thread_pool,
 };
@@ -33,6 +36,8 @@ pub struct FsckReport {
     pub log_entries: u64,
     /// Distinct states whose every byte was hashed.
     pub checkpoints: u64,
+    /// Distinct states that gc dropped: their digests were checked, and they were folded again.
+    pub dropped: u64,
     /// Deltas whose every byte was hashed.
     pub deltas: u64,
     /// Refused files whose every byte was hashed.
@@ -45,22 +50,24 @@ pub struct FsckReport {
 
 /// Re-hashes and re-derives everything.
 ///
-/// Logs against their tiles and signed heads (with the keys of the genesis, so this finds damage,
-/// not a forger: that is `audit` with keys from outside); records against the logs; every tensor,
-/// delta, plan, disposition and quarantined file against its digest; every round folded again.
+/// Logs against their tiles and signed heads (with the keys that the ledger names, so this finds damage,
+/// not a forger: that is `audit` with keys from outside); records against the logs; every tensor of a
+/// kept state, every delta, plan, disposition and quarantined file against its digest; every round
+/// folded again, over dropped states from the last kept one.
 ///
 /// # Errors
 ///
-/// The first thing that disagrees.
+/// The first thing that disagrees; [`LedgerError::StateLost`] if a file of a state is gone that no gc
+/// dropped.
 pub fn fsck(
     ledger: &Ledger,
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<FsckReport, LedgerError> {
     let mut report = FsckReport { log_entries: logs(ledger)?, ..FsckReport::default() };
-    let pool = thread_pool(options.threads)?;
+    let (pool, kept) = (thread_pool(options.threads)?, Kept::load(ledger)?);
     pool.install(|| {
-        checkpoints(ledger, &mut report, progress)?;
+        checkpoints(ledger, &kept, &mut report, progress)?;
         deltas(ledger, &mut report, progress)?;
         rounds(ledger, &mut report)
     })?;
@@ -73,34 +80,42 @@ pub fn fsck(
 }
 
 fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
-    let keys = &ledger.genesis().log_keys;
-    let mut entries = 0;
-    for (log, key) in
-        [(ledger.rounds_log(), &keys.rounds), (ledger.submissions_log(), &keys.submissions)]
-    {
+    let (rounds, submissions) = (ledger.rounds_log(), ledger.submissions_log());
+    for log in [rounds, submissions] {
         log.verify(&mut |_, _| {})?;
-        log.verify_head(&key.parse()?)?;
-        entries += log.size();
     }
-    Ok(entries)
+    ledger.verify_heads()?;
+    check::check_rotations(ledger)?;
+    Ok(rounds.size() + submissions.size())
 }
 
-/// Hashes every tensor of every state once.
+/// Hashes every tensor of every kept state once, and the list of digests of every dropped one.
 fn checkpoints(
     ledger: &Ledger,
+    kept: &Kept,
     report: &mut FsckReport,
     progress: &dyn Progress,
 ) -> Result<(), LedgerError> {
-    let rounds = ledger.sealed().iter().map(|s| s.record.next);
-    let ids: BTreeSet<ManifestId> = rounds.chain([ledger.genesis().model]).collect();
+    let rounds = ledger.sealed().iter().map(|s| (s.record.next, Some(s.record.round)));
+    // Rounds that came to the same state are one state.
+    let states: BTreeMap<ManifestId, Option<u64>> =
+        rounds.chain([(ledger.genesis().model, None)]).collect();
     let mut hashed = BTreeSet::new();
-    progress.begin("fsck states", ids.iter().map(|id| id.bytes).sum());
-    for id in &ids {
-        let checkpoint: StoredCheckpoint = ledger.checkpoint(*id)?;
+    progress
+        .begin("fsck states", states.keys().filter(|id| kept.has(**id)).map(|id| id.bytes).sum());
+    for (id, round) in states {
+        let checkpoint = ledger.checkpoint(id)?;
+        if !kept.has(id) {
+            let positions = 0..checkpoint.manifest().descriptors().len();
+            positions.into_iter().try_for_each(|at| checkpoint.digests(at).map(drop))?;
+            report.dropped += 1;
+            continue;
+        }
+        let state = StateName { round, root: id.root };
         for (position, descriptor) in checkpoint.manifest().descriptors().iter().enumerate() {
             if hashed.insert((descriptor.artifact(), descriptor.dtype)) {
-                checkpoint.tensor(position)?.verify_to_end(progress)?;
-                report.bytes += descriptor.bytes;
+                let tensor = checkpoint.tensor(position).map_err(|source| lost(state, source))?;
+                report.bytes += verified(tensor, progress)?;
             } else {
                 // Shared with another state; this one has digests of its own.
                 checkpoint.digests(position)?;
@@ -113,6 +128,17 @@ fn checkpoints(
     Ok(())
 }
 
+/// Says what to do where the file of a kept state is gone.
+fn lost(state: StateName, source: StoreError) -> LedgerError {
+    if source.is_not_found() { LedgerError::StateLost { state, source } } else { source.into() }
+}
+
+/// Hashes all of an artifact and gives its bytes.
+fn verified(mut artifact: ArtifactReader, progress: &dyn Progress) -> Result<u64, StoreError> {
+    artifact.verify_to_end(progress)?;
+    Ok(artifact.len())
+}
+
 /// Hashes every delta that a submission names, and every file that was refused.
 fn deltas(
     ledger: &Ledger,
@@ -121,18 +147,12 @@ fn deltas(
 ) -> Result<(), LedgerError> {
     let layout = ledger.layout()?;
     let submissions = ledger.submissions(0..ledger.submissions_log().size())?;
-    let kept = |s: &Submission| match s {
-        // A signed delta is kept whether it counts or not: it is what its miner answers for.
-        Submission::Signed(signed) => Some(signed.delta),
-        Submission::Fetched(Fetched { outcome: Outcome::Delta(id), .. }) => Some(*id),
-        Submission::Fetched(_) => None,
-    };
-    let bytes = |(_, s): &(u64, Submission)| kept(s).map_or(0, |id| id.bytes);
+    let bytes = |(_, s): &(u64, Submission)| s.stored_delta().map_or(0, |id| id.bytes);
     progress.begin("fsck deltas", submissions.iter().map(bytes).sum());
     let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, submission) in &submissions {
-        if let Some(id) = kept(submission).filter(|id| seen.insert(id.root)) {
-            hash_delta(ledger, &layout, id, progress)?;
+        if let Some(id) = submission.stored_delta().filter(|id| seen.insert(id.root)) {
+            hash_delta(ledger.place(), &layout, id, progress)?;
             report.deltas += 1;
             report.bytes += id.bytes;
         }
@@ -153,16 +173,26 @@ fn deltas(
     Ok(())
 }
 
-fn hash_delta(
-    ledger: &Ledger,
+/// Hashes every byte of a delta.
+pub(super) fn hash_delta(
+    place: &Place,
     layout: &Layout,
     id: ManifestId,
     progress: &dyn Progress,
-) -> Result<(), LedgerError> {
-    let delta = StoredDelta::open(ledger.place(), id)?;
+) -> Result<(), StoreError> {
+    let delta = StoredDelta::open(place, id)?;
+    open_all(&delta, layout, |mut artifact| artifact.verify_to_end(progress))
+}
+
+/// Opens each artifact of a delta in turn: its lengths and its list of digests are right then.
+pub(super) fn open_all(
+    delta: &StoredDelta,
+    layout: &Layout,
+    mut each: impl FnMut(ArtifactReader) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     for tensor in &layout.tensors {
         for group in DeltaGroup::ALL {
-            delta.open_artifact(group, &tensor.name)?.verify_to_end(progress)?;
+            each(delta.open_artifact(group, &tensor.name)?)?;
         }
     }
     Ok(())
@@ -181,6 +211,9 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
             let round = sealed.record.round;
             return Err(check::Disagreement::StoredDisposition { round, entry }.into());
         }
+        let dispositions = &checked.disposed.dispositions;
+        segment::dispositions::check_columns(files, root, id, dispositions)
+            .map_err(StoreError::from)?;
         report.rounds += 1;
     }
     Ok(())
@@ -189,10 +222,26 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
 /// Hashes every stored plan. Its root is known to be right by then, or this would blame the store.
 fn plans(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
     let layout = ledger.layout()?;
+    let tensors: Vec<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
+    let (files, root) = (&*ledger.place().files, &ledger.place().root);
+    let mut stored = BTreeMap::<_, Vec<_>>::new();
     for (position, sealed) in ledger.sealed().iter().enumerate() {
-        let miners = check::check_round(ledger, position)?.deltas.len();
-        stored_plan(ledger, &layout, &sealed.record, miners)?;
-        report.bytes += sealed.record.plan.bytes;
+        let accepted = accepted(&check::check_round(ledger, position)?.disposed.dispositions);
+        let miners: Vec<Miner> = accepted.into_iter().map(|(_, _, miner)| miner).collect();
+        stored.entry(sealed.record.plan).or_default().push((&sealed.record, miners));
+    }
+    for (id, rounds) in &stored {
+        let (record, miners) = &rounds[0];
+        let plan = stored_plan(ledger, &layout, record, miners.len())?;
+        // Rounds of equal scalars share a table, which names the miners of one of them.
+        let mut checks = rounds.iter().map(|(_, miners)| {
+            segment::plan::check_columns(files, root, id, &plan, &tensors, miners)
+        });
+        let first = checks.next().expect("a round a plan");
+        if first.is_err() && !checks.any(|check| check.is_ok()) {
+            first.map_err(StoreError::from)?;
+        }
+        report.bytes += id.bytes;
     }
     Ok(())
 }

@@ -6,8 +6,10 @@ use std::path::PathBuf;
 pub mod gradient;
 pub mod ledger;
 pub mod memfs;
+pub mod miner;
 pub mod model;
 pub mod scenario;
+pub mod signed;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {
