@@ -336,20 +336,25 @@ class Judge:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("bundle", type=argparse.FileType("rb"))
+    parser.add_argument("bundles", nargs="+", metavar="BUNDLE")
     parser.add_argument("--policy", type=argparse.FileType("rb"), help="C2SP tlog-policy")
     parser.add_argument("--log-key", action="append", default=[], help="a verifier key in its place")
     parser.add_argument("--without", action="append", default=[], help="a check that is not required")
-    args = parser.parse_args()
-    text = args.policy.read().decode() if args.policy else "".join("log %s\n" % key for key in args.log_key) + "quorum none"
-    judge, failed, why = Judge(Policy(text) if args.policy or args.log_key else None), None, None
-    try:
-        judge.judge(args.bundle)
-    except Exception as error:
-        failed, why = judge.at, str(error)
-    undone = sorted(judge.undone - set(args.without))
-    print(json.dumps({"kind": judge.kind, "failed": failed, "why": why, "not_done": undone}))
-    sys.exit((21 if failed.endswith(("signature", "witnesses")) else 20) if failed else 3 if undone else 0)
+    args, code = parser.parse_args(), 0
+    text = args.policy.read().decode() if args.policy else "\n".join("log " + key for key in args.log_key) + "\nquorum none"
+    policy = Policy(text) if args.policy or args.log_key else None
+    for path in args.bundles:
+        judge, failed, why = Judge(policy), None, None
+        try:
+            with open(path, "rb") as file:
+                judge.judge(file)
+        except Exception as error:
+            failed, why = judge.at, str(error)
+        undone = sorted(judge.undone - set(args.without))
+        exit = (21 if failed.endswith(("signature", "witnesses")) else 20) if failed else 3 if undone else 0
+        print(json.dumps({"bundle": path, "kind": judge.kind, "failed": failed, "why": why, "not_done": undone, "exit": exit}))
+        code = max(code, exit)
+    sys.exit(code)
 
 if __name__ == "__main__":
     main()

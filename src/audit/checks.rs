@@ -228,6 +228,11 @@ impl Checklist {
         under.checked += count;
     }
 
+    /// `count` more things were looked at for each of these.
+    pub fn all_checked(&mut self, checks: &[Check], count: u64) {
+        checks.iter().for_each(|check| self.checked(*check, count));
+    }
+
     /// Something does not hold.
     pub fn found(&mut self, check: Check, finding: Finding) {
         let under = self.under(check);
@@ -262,9 +267,15 @@ impl Checklist {
         self.under(check).asked = false;
     }
 
-    /// Whether nothing that was found so far speaks against `check`.
+    /// Whether `check` was done and nothing was found that speaks against it.
     pub fn holds(&self, check: Check) -> bool {
-        self.lines.get(&check).is_some_and(|under| under.begun && under.found == 0)
+        let holds = |under: &Under| under.begun && under.found == 0 && under.missing.is_empty();
+        self.lines.get(&check).is_some_and(holds)
+    }
+
+    /// Whether something was found that speaks against `check`.
+    pub fn failed(&self, check: Check) -> bool {
+        self.lines.get(&check).is_some_and(|under| under.found > 0)
     }
 
     /// What came of each, in the order of [`Check`].

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+mod audit;
 mod commands;
 mod demo;
 mod exit;
@@ -53,6 +54,8 @@ enum Command {
     Diff(DiffArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Checks every claim of a ledger with keys from outside.
+    Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
     Prove(prove::ProveArgs),
     /// Judges a bundle that `prove` made, with keys from outside and no ledger.
@@ -367,6 +370,7 @@ pub fn main() -> ExitCode {
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Completions { shell } => {
