@@ -42,7 +42,7 @@ pub enum Check {
     Acceptances,
     /// Refused uploads break the rule that their refusal names.
     Refusals,
-    /// A bundle's descriptor is in the manifest of the state.
+    /// Descriptors and piece digests give the root of their state.
     Descriptor,
     /// A bundle's bytes have the root of their descriptor.
     Bytes,

@@ -142,10 +142,12 @@ impl SampledRound<'_> {
             list.missing(Check::Plan, why);
             stored_plan(ledger, layout, record, deltas.len())?
         };
+        let (base, next) = (ledger.checkpoint(record.base)?, ledger.checkpoint(record.next)?);
+        list.checked(Check::Descriptor, 2);
         Ok(Opened {
             round: self,
-            base: ledger.checkpoint(record.base)?,
-            next: ledger.checkpoint(record.next)?,
+            base,
+            next,
             step: step(ledger.rule(), deltas.len()),
             claims: claims(&record.skipped),
             deltas,

@@ -26,7 +26,7 @@ use crate::{
             Before, CheckedRound, check_dispositions, check_record, check_statement, check_window,
             derive,
         },
-        replay::{ReplayOptions, replay},
+        replay::{ReplayOptions, replay, stored_plan},
         seal::FoldOptions,
         thread_pool,
     },
@@ -53,7 +53,7 @@ pub struct AuditOptions<'a> {
 }
 
 /// What an audit checks.
-const CHECKS: [Check; 15] = [
+const CHECKS: [Check; 16] = [
     Check::RoundsSignature,
     Check::SubmissionsSignature,
     Check::Witnesses,
@@ -67,6 +67,7 @@ const CHECKS: [Check; 15] = [
     Check::Derivation,
     Check::Acceptances,
     Check::Refusals,
+    Check::Descriptor,
     Check::Plan,
     Check::Fold,
 ];
@@ -322,13 +323,16 @@ impl Audit<'_> {
             tensor: self.options.tensor.clone(),
             sample: None,
         };
-        let layout = match self.ledger.layout() {
-            Ok(layout) => layout,
-            Err(error) => {
-                let all = [Check::Acceptances, Check::Refusals, Check::Plan, Check::Fold];
-                all.into_iter().for_each(|check| self.list.missing(check, &error));
-                return Ok(scope);
+        if self.options.sample.is_none() {
+            self.states(positions);
+        }
+        let Some(layout) = self.layout() else {
+            let all =
+                [Check::Acceptances, Check::Refusals, Check::Descriptor, Check::Plan, Check::Fold];
+            for check in all {
+                self.list.missing(check, "no state's manifest can be read");
             }
+            return Ok(scope);
         };
         if let Some(name) = &self.options.tensor
             && layout.find(name).is_none()
@@ -339,12 +343,57 @@ impl Audit<'_> {
             None => {
                 self.intake(&layout, rounds);
                 self.replay(positions);
+                self.stored_plans(&layout, rounds);
             }
             Some((count, seed)) => {
                 scope.sample = Some(self.sample(&layout, rounds, *count, seed));
             }
         }
         Ok(scope)
+    }
+
+    /// The model as the rule sees it: names and shapes never change in a run, so any state will do.
+    fn layout(&self) -> Option<Layout> {
+        let ledger = self.ledger;
+        let states = ledger.sealed().iter().map(|sealed| sealed.record.next);
+        [ledger.genesis().model].into_iter().chain(states).find_map(|state| {
+            let checkpoint = ledger.checkpoint(state).ok()?;
+            Layout::of(checkpoint.manifest(), ledger.rule()).ok()
+        })
+    }
+
+    /// Descriptors and piece digests of each state give its root.
+    fn states(&mut self, positions: &std::ops::Range<usize>) {
+        let ledger = self.ledger;
+        let ids = ledger.sealed()[positions.clone()]
+            .iter()
+            .map(|s| (Some(s.record.round), s.record.next));
+        let all: Vec<_> = [(None, ledger.genesis().model)].into_iter().chain(ids).collect();
+        for (round, id) in all {
+            let read = ledger.checkpoint(id).and_then(|state| {
+                let tensors = 0..state.manifest().descriptors().len();
+                tensors.into_iter().try_for_each(|position| state.digests(position).map(drop))
+            });
+            match read {
+                Ok(()) => self.list.checked(Check::Descriptor, 1),
+                Err(error) => self.stored(Check::Descriptor, round, &error),
+            }
+        }
+    }
+
+    /// Stored plans, where they are there, are those of the records. Nothing rests on them here; a
+    /// replay of one tensor and a sample do.
+    fn stored_plans(&mut self, layout: &Layout, rounds: &[(usize, Followed)]) {
+        for (position, followed) in rounds {
+            let Some((checked, _)) = followed else { continue };
+            let record = &self.ledger.sealed()[*position].record;
+            match stored_plan(self.ledger, layout, record, checked.deltas.len()) {
+                Err(LedgerError::Store(error)) if !error.is_mismatch() => {}
+                outcome => {
+                    self.say(Check::Plan, record.round, outcome.map(drop));
+                }
+            }
+        }
     }
 
     fn intake(&mut self, layout: &Layout, rounds: &[(usize, Followed)]) {
