@@ -20,7 +20,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 19] = [
+const HOMES: [(&str, &[&str]); 22] = [
     ("parquet", &["store/segment/"]),
     ("bytes", &["store/segment/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
@@ -36,9 +36,12 @@ const HOMES: [(&str, &[&str]); 19] = [
     ("unicode_normalization", &["types/"]),
     ("crc32fast", &["import/"]),
     ("tar", &["audit/archive.rs"]),
+    ("toml", &["store/config.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("sled", &["store/index/sled.rs"]),
+    ("rocksdb", &["store/index/rocks.rs"]),
     ("rayon", &["fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
 ];
 

@@ -4,7 +4,10 @@
 //! Cost: a piece of a matrix reads one piece of the base, and of each delta the one or two pieces with
 //! the rows of its blocks; what digests and manifests take comes on top, once a tensor.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use gradledger_kernels::{Step, cpu, levels::levels};
 use rayon::prelude::*;
@@ -30,6 +33,8 @@ use crate::{
     store::{
         StoreError,
         artifacts::{ArtifactReader, StoredCheckpoint, StoredDelta},
+        files::Reopening,
+        place::Place,
     },
     types::{
         digest::Digest,
@@ -132,7 +137,10 @@ impl SampledRound<'_> {
         progress: &dyn Progress,
     ) -> Result<Opened<'_>, LedgerError> {
         let Self { ledger, layout, record, .. } = *self;
-        let deltas = open_deltas(ledger, layout, record.round, self.checked)?;
+        // Each has a few files, and a process may not hold them all open.
+        let files = Arc::new(Reopening(ledger.place().files.clone()));
+        let place = Place::new(files, &ledger.place().root);
+        let deltas = open_deltas(&place, layout, record.round, self.checked)?;
         let plan = if whole_plan {
             let plan = derive_plan(ledger, layout, record, &deltas, progress)?;
             list.checked(Check::Plan, 1);

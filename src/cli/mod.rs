@@ -8,13 +8,17 @@ mod audit;
 mod commands;
 mod demo;
 mod exit;
+mod gc;
 mod output;
 mod progress;
 mod prove;
 mod submit;
 mod verify;
 
-use crate::ledger::At;
+use crate::{
+    ledger::At,
+    types::{digest::Digest, submission::Miner},
+};
 
 /// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
 #[derive(Debug, Parser)]
@@ -52,6 +56,8 @@ enum Command {
     Log(LogArgs),
     /// Compares two checkpoints tensor by tensor.
     Diff(DiffArgs),
+    /// Drops all states but the genesis, the newest and every k-th.
+    Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
     /// Checks every claim of a ledger with keys from outside.
@@ -277,6 +283,10 @@ impl std::str::FromStr for RoundRange {
     }
 }
 
+/// Writes a checkpoint as safetensors files.
+///
+/// A state that gc dropped is folded again first, from the last kept one, into OUT.rebuilt, which takes
+/// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// The ledger.
@@ -293,6 +303,8 @@ struct ExportArgs {
     /// Most bytes of a shard, unless one tensor is larger.
     #[arg(long, value_name = "BYTES", default_value_t = crate::export::SHARD_BYTES_MAX)]
     shard_bytes: u64,
+    #[command(flatten)]
+    fold: FoldArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -323,6 +335,12 @@ struct LogArgs {
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
+    /// Of the submissions log, the entry of this statement: 64 hex digits, as in its receipt.
+    #[arg(long, value_name = "ID")]
+    statement: Option<Digest>,
+    /// Of the submissions log, the entries of this miner: hotkey (SS58 or 64 hex digits) or uid.
+    #[arg(long, value_name = "HOTKEY|UID", value_parser = submit::miner)]
+    miner: Option<Miner>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -338,6 +356,32 @@ struct DiffArgs {
     /// To the state after this round [default: the newest].
     #[arg(long, value_name = "W|genesis")]
     to: Option<At>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Drops all states but the genesis, the newest and every k-th.
+///
+/// All deltas, hashes and logs stay, so any round can still be replayed, from the last kept state
+/// before it. What a killed import or seal left and no log names is removed too.
+///
+/// Nothing is dropped if the newest state, or what a dropped one would have to be folded from, is
+/// missing or has a wrong size. Bytes are not hashed: that is for fsck. An export or a replay that is
+/// reading a state while it is dropped fails, and can be run again.
+#[derive(Debug, Args)]
+struct GcArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// Every how many rounds a state is kept [default: retention.keep_every in the ledger's
+    /// gradledger.toml, or 50].
+    #[arg(long, value_name = "K", env = "GRADLEDGER_KEEP_EVERY")]
+    keep_every: Option<std::num::NonZeroU64>,
+    /// Says what would be done and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    key: KeyArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -362,13 +406,14 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(args, &progress),
         Command::Init(args) => commands::init(args, &progress),
         Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
-        Command::Submit(args) => submit::submit(args),
+        Command::Submit(args) => submit::submit(args, &progress),
         Command::Seal(args) => commands::seal(args, &progress),
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),
         Command::Show(args) => commands::show(args),
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
+        Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),

@@ -42,6 +42,21 @@ impl Place {
         self.root.join("open-round.json")
     }
 
+    /// Which states were dropped.
+    pub fn retention(&self) -> PathBuf {
+        self.root.join("retention.json")
+    }
+
+    /// What the operator chose for this ledger.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("gradledger.toml")
+    }
+
+    /// The index, which the process that writes keeps outside of [`Files`].
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
