@@ -799,7 +799,7 @@ fn second_verifier(
 fn respelled(bytes: &[u8], change: impl Fn(&mut BTreeMap<usize, (String, Vec<u8>)>)) -> Vec<u8> {
     let mut reader = gradledger::audit::archive::ArchiveReader::new(bytes);
     let mut members = BTreeMap::new();
-    while let Some((name, length)) = reader.next().unwrap() {
+    while let Some((name, length)) = reader.next_member().unwrap() {
         let mut body = Vec::new();
         reader.body(length, |run| body.extend_from_slice(run)).unwrap();
         members.insert(members.len(), (name, body));
@@ -907,7 +907,7 @@ fn random_at(length: usize, seed: usize) -> usize {
 
 fn respelled_json(bytes: &[u8]) -> Vec<u8> {
     let mut reader = gradledger::audit::archive::ArchiveReader::new(bytes);
-    let (_, length) = reader.next().unwrap().unwrap();
+    let (_, length) = reader.next_member().unwrap().unwrap();
     let mut body = Vec::new();
     reader.body(length, |run| body.extend_from_slice(run)).unwrap();
     body

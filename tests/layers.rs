@@ -42,7 +42,10 @@ const HOMES: [(&str, &[&str]); 22] = [
     ("indicatif", &["cli/progress.rs"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
-    ("rayon", &["fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
+    (
+        "rayon",
+        &["audit/pieces.rs", "fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"],
+    ),
 ];
 
 fn sources(below: &Path, found: &mut Vec<PathBuf>) {

@@ -120,7 +120,7 @@ impl<R: Read> ArchiveReader<R> {
     /// # Errors
     ///
     /// [`ArchiveError`] if the writer would not have written it so.
-    pub fn next(&mut self) -> Result<Option<(String, u64)>, ArchiveError> {
+    pub fn next_member(&mut self) -> Result<Option<(String, u64)>, ArchiveError> {
         let mut block = [0; BLOCK];
         self.fill(&mut block)?;
         if block == [0; BLOCK] {
@@ -147,7 +147,7 @@ impl<R: Read> ArchiveReader<R> {
         Ok(Some((name, bytes)))
     }
 
-    /// Hands the bytes of the member that [`Self::next`] named to `take`, in runs of at most 1 MiB.
+    /// Hands the bytes of the member that [`Self::next_member`] named to `take`, in runs of at most 1 MiB.
     ///
     /// # Errors
     ///
@@ -185,7 +185,7 @@ mod tests {
     fn read(bytes: &[u8]) -> Result<Vec<(String, Vec<u8>)>, ArchiveError> {
         let mut reader = ArchiveReader::new(bytes);
         let mut members = Vec::new();
-        while let Some((name, length)) = reader.next()? {
+        while let Some((name, length)) = reader.next_member()? {
             let mut body = Vec::new();
             reader.body(length, |run| body.extend_from_slice(run))?;
             members.push((name, body));

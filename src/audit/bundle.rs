@@ -273,7 +273,7 @@ fn next<R: Read>(
     archive: &mut ArchiveReader<R>,
     expected: Option<&'static str>,
 ) -> Result<u64, BundleError> {
-    let found = archive.next()?;
+    let found = archive.next_member()?;
     if found.as_ref().map(|(name, _)| name.as_str()) != expected {
         return Err(BundleError::Member { expected, found: found.map(|(name, _)| name) });
     }

@@ -68,7 +68,7 @@ fn seed(text: &str) -> Result<Seed, String> {
     let wrong = || format!("{text:?} is not 1 to 32 bytes in hex digits");
     let pair = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
     let plain = text.bytes().all(|b| b.is_ascii_hexdigit());
-    if !plain || text.is_empty() || text.len() % 2 != 0 || text.len() > 64 {
+    if !plain || text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 64 {
         return Err(wrong());
     }
     (0..text.len()).step_by(2).map(pair).collect::<Option<_>>().map(Seed).ok_or_else(wrong)
