@@ -25,8 +25,8 @@ use gradledger::{
     audit::{
         bundle::Bundle,
         checks::{Check, Line, Status, Verdict, verdict},
-        prove::{Target, prove},
-        report::Report,
+        prove::{Target, prove, prove_heads},
+        report::{Evidence, Report},
         run::{AuditOptions, audit},
         trust::Trust,
         verify::verify,
@@ -300,7 +300,7 @@ fn every_field_of_a_signed_record_is_held_to_what_it_says() {
     assert_eq!(audited(&run.path(), &heads, &trust).verdict, Verdict::Passed);
     let honest = entries(&run, false);
     let record: Value = serde_json::from_slice(honest.last().unwrap()).unwrap();
-    let mut fields = 0;
+    let (mut fields, mut evidence) = (0, 0);
     for (path, changed) in changes(&record) {
         let expected = match path.split('.').next().unwrap() {
             "round" | "listed" | "reserve" | "dispositions" => Check::Derivation,
@@ -318,9 +318,29 @@ fn every_field_of_a_signed_record_is_held_to_what_it_says() {
         assert!(failed.contains(&expected), "{path}: {failed:?}");
         assert!(failed.contains(&Check::Consistency), "{path}: {failed:?}");
         assert!(with(&report.checks, Status::Passed).contains(&Check::RoundsSignature), "{path}");
+        let from_the_log = [Check::Records, Check::Windows, Check::Derivation];
+        let fork = report.evidence.iter().any(|e| matches!(e, Evidence::Fork { .. }));
+        assert!(fork, "{path}");
+        let shown = report.evidence.iter().any(|e| matches!(e, Evidence::Round(_)));
+        assert_eq!(shown, failed.iter().any(|check| from_the_log.contains(check)), "{path}");
+        let ledger = gradledger::ledger::Ledger::open(&copy.root).unwrap();
+        let round = ledger.sealed().last().unwrap().record.round;
+        if let (true, Ok(bundle)) =
+            (shown, prove(&ledger, &Target::Round(round), Vec::new(), &Silent))
+        {
+            let lines = verify(&bundle[..], &trust).lines;
+            let refuted = with(&lines, Status::Failed);
+            assert!(
+                refuted.iter().any(|check| from_the_log.contains(check)),
+                "{path}: {refuted:?}"
+            );
+            assert!(with(&lines, Status::Passed).contains(&Check::RoundsSignature), "{path}");
+            evidence += 1;
+        }
         fields += 1;
     }
-    assert!(fields >= 30, "{fields} fields");
+    println!("{fields} fields, {evidence} of them with a bundle that shows the lie alone");
+    assert!(fields >= 30 && evidence >= 15, "{fields} fields, {evidence} bundles");
 }
 
 #[test]
@@ -528,6 +548,14 @@ fn a_restored_backup_and_a_fork_do_not_continue_the_kept_head() {
     assert_eq!(with(&forked.checks, Status::Failed), [Check::Consistency]);
     let text = &forked.checks.iter().find(|l| l.check == Check::Consistency).unwrap().findings[0];
     assert!(text.text.ends_with("(fork)"), "{}", text.text);
+    let [Evidence::Fork { kept: old, published, .. }] = &forked.evidence[..] else { panic!() };
+    let bundle = prove_heads(old, published, Vec::new(), Vec::new()).unwrap();
+    let shown = verify(&bundle[..], &trust);
+    assert_eq!(with(&shown.lines, Status::Failed), [Check::Consistency]);
+    assert!(with(&shown.lines, Status::Passed).contains(&Check::RoundsSignature));
+    // To who does not know the key it shows nothing.
+    assert_eq!(verdict(&verify(&bundle[..], &Trust::default()).lines), Verdict::Incomplete);
+    assert!(stale.evidence.is_empty(), "one head alone is evidence of nothing");
     // What failed is not kept.
     assert_eq!(audited(&run.path(), &options, &trust).verdict, Verdict::Passed);
 }
@@ -869,6 +897,7 @@ fn two_verifiers_agree_on_every_good_and_every_bad_bundle() {
             }
         }
     }
+    all.extend(pairs_of_heads(&run));
     let dir = tempfile::tempdir().unwrap();
     let paths: Vec<PathBuf> = (0..all.len()).map(|at| PathBuf::from(format!("{at}.tar"))).collect();
     for (path, (_, bytes)) in paths.iter().zip(&all) {
@@ -899,6 +928,41 @@ fn two_verifiers_agree_on_every_good_and_every_bad_bundle() {
     }
     println!("{good} good bundles, {bad} bad ones");
     assert!(good >= 14 && bad > 700, "{good} good, {bad} bad");
+}
+
+/// Heads that are the same, grown, forked, not proven, of two logs, and signed by nobody known.
+fn pairs_of_heads(run: &Run) -> Vec<(String, Vec<u8>)> {
+    let entries = entries(run, false);
+    let head = |entries: &[Vec<u8>]| {
+        let copy = copied(run);
+        forge(&copy.root, "rounds", entries);
+        fs::read(copy.root.join("log/rounds/checkpoint")).unwrap()
+    };
+    let (old, new) = (head(&entries[..2]), head(&entries));
+    let mut other = entries.clone();
+    other[2].reverse();
+    let fork = head(&other);
+    let submissions = fs::read(run.path().join("log/submissions/checkpoint")).unwrap();
+    let proof = run.open().rounds_log().consistency_proof(2, 3).unwrap();
+    let wrong = vec![Digest::of(b""); proof.len()];
+    let mut broken = new.clone();
+    let end = broken.len() - 9;
+    broken[end] = if broken[end] == b'A' { b'B' } else { b'A' };
+    let pair = |name: &str, a: &[u8], b: &[u8], proof: &[Digest]| {
+        (format!("heads: {name}"), prove_heads(a, b, proof.to_vec(), Vec::new()).unwrap())
+    };
+    vec![
+        pair("same", &new, &new, &[]),
+        pair("grown", &old, &new, &proof),
+        pair("grown, other order", &new, &old, &proof),
+        pair("grown, no proof", &old, &new, &[]),
+        pair("grown, wrong proof", &old, &new, &wrong),
+        pair("fork", &new, &fork, &[]),
+        pair("fork between sizes", &old, &fork, &wrong),
+        pair("broken", &new, &broken, &[]),
+        pair("two logs", &new, &submissions, &[]),
+        pair("of a log without a known key", &submissions, &submissions, &[]),
+    ]
 }
 
 fn random_at(length: usize, seed: usize) -> usize {

@@ -6,14 +6,12 @@ Not done here: miners' sr25519 signatures (`statements`), and deriving a round's
 Whatever is raised while a bundle is read is a refusal, named by the check under way."""
 import argparse, base64, contextlib, hashlib, json, math, re, sys, unicodedata
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 def sha(*parts): return hashlib.sha256(b"".join(parts)).digest()
 def leaf(entry): return sha(b"\0", entry)
 def node(left, right): return sha(b"\1", left, right)
 def need(condition, text):
     if not condition: raise ValueError(text)
     return condition
-
 # ---- trees: schema/merkle.md ----
 def inclusion(proof, size, found, root):
     index, last, hashes = proof["index"], size - 1, [bytes.fromhex(found) for found in proof["hashes"]]
@@ -23,8 +21,7 @@ def inclusion(proof, size, found, root):
             found = node(hashes.pop(0), found) if index & 1 else node(found, hashes.pop(0))
         index, last = index >> 1, last >> 1
     need(not hashes and found.hex() == root, "the proof leads elsewhere")
-def root_of(leaves, size=0, edge=()):
-    """The root of the tree of `size` leaves with this right edge, grown by `leaves`."""
+def root_of(leaves, size=0, edge=()):  # The tree of `size` leaves with this right edge, grown by `leaves`.
     need(bin(size).count("1") == len(edge), "an edge of another size")
     edge = [bytes.fromhex(found) for found in edge]
     for found in leaves:
@@ -33,11 +30,19 @@ def root_of(leaves, size=0, edge=()):
         edge.append(found)
     while len(edge) > 1: edge[-2:] = [node(*edge[-2:])]
     return (edge[0] if edge else sha()).hex()
-def artifact(pieces):
-    """Root and length of logical bytes, given piece by piece."""
+def consistent(old, new, hashes):  # Whether the proof of RFC 6962, 2.1.2 shows that `new` starts with `old`.
+    if not old.size or old.size == new.size: return old.root == new.root or not old.size
+    first, last, hashes = old.size - 1, new.size - 1, [*map(bytes.fromhex, hashes)]
+    while first & 1: first, last = first >> 1, last >> 1
+    left = right = hashes.pop(0) if first and hashes else bytes.fromhex(old.root)
+    while last and (hashes or first == last):
+        if first & 1: left, right = node(hashes[0], left), node(hashes.pop(0), right)
+        elif first < last: right = node(right, hashes.pop(0))
+        first, last = first >> 1, last >> 1
+    return not last and not hashes and (left.hex(), right.hex()) == (old.root, new.root)
+def artifact(pieces):  # Root and length of logical bytes.
     found = [(len(piece), leaf(sha(piece))) for piece in pieces]
     return {"bytes": sum(length for length, _ in found), "root": root_of(hashed for _, hashed in found)}
-
 # ---- signed notes, keys, policies: schema/log.md, schema/policy.md ----
 P, WEAK = 2**255 - 19, {0, 1, 2**255 - 20, *(int.from_bytes(bytes.fromhex(y), "little") for y in (
     "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
@@ -48,14 +53,12 @@ def b64(text, least=0, most=1 << 20):
     need(base64.b64encode(found).decode() == text and least <= len(found) <= most, "base64")
     return found
 def decimal(text):
-    need(re.fullmatch("0|[1-9][0-9]{0,19}", text, re.A) and int(text) < 2**64, "a number")
-    return int(text)
+    return int(need(re.fullmatch("0|[1-9][0-9]{0,19}", text, re.A) and int(text) < 2**64, "a number") and text)
 def read_key(text, kinds):
     name, number, key = re.fullmatch(r"([^\s+]+)\+([0-9a-f]{8})\+(.*)", text).groups()
     key = b64(key, 33, 33)
     need(key[0] in kinds and strong(key[1:]) and number == sha(name.encode(), b"\n", key)[:4].hex(), "a key")
     return name, bytes.fromhex(number), key
-
 class Note:
     def __init__(self, data):
         text, at = data.decode(), data.decode().rfind("\n\n")
@@ -72,15 +75,13 @@ class Note:
             for key in (key for key in keys if key[:2] == (name, number)):
                 message = self.text.encode()
                 if key[2][0] == 4:  # A witness signs a time, too.
-                    need(signature[0] < 128, "a time")
                     time, signature = int.from_bytes(signature[:8], "big"), signature[8:]
-                    message = b"cosignature/v1\ntime %d\n" % time + message
+                    message = need(time < 2**63, "a time") and b"cosignature/v1\ntime %d\n" % time + message
                 Ed25519PublicKey.from_public_bytes(key[2][1:]).verify(signature, message)
                 found.add(need(strong(signature[:32]), "a weak signature") and key)
         return found
     def is_by(self, key):
         with contextlib.suppress(Exception): return self.signers([key])
-
 class Policy:
     def __init__(self, text):
         self.logs, self.parts, self.quorum, grouped = [], {}, None, {"none"}
@@ -108,7 +109,6 @@ class Policy:
         for name, part in self.parts.items():
             met[name] = part in signers if len(part) == 3 else sum(met[m] for m in part[1]) >= part[0]
         return met[self.quorum]
-
 # ---- canonical JSON and shapes: schema/json.md, records.md, manifest.md, bundle.md ----
 def spelled(value):
     if isinstance(value, dict):
@@ -155,19 +155,17 @@ DESCRIPTOR = {"type": ("tensor", "delta"), "group": text("[a-z0-9_-]{1,64}"), "n
 CLAIMS = ({"kind": "piece", "round": (None, N), "descriptor": PROOF, "piece": PROOF},
           {"kind": "tensor", "round": (None, N), "descriptor": PROOF},
           {"kind": "submission", "index": N, "disposed": (None, {"round": N, "window": PROOF, "disposition": PROOF})},
-          {"kind": "round", "round": N, "follows": BOOL, "edge": [H], "plan": BOOL})
-
+          {"kind": "round", "round": N, "follows": BOOL, "edge": [H], "plan": BOOL}, {"kind": "heads", "proof": [H]})
 # ---- bundles: schema/bundle.md ----
 def header(name, size):
     start = name.encode().ljust(100, b"\0") + b"0000644\0" + 2 * b"0000000\0" + b"%011o\0%011o\0" % (size, 0)
     rest = (b"0" + bytes(100) + b"ustar\00000").ljust(356, b"\0")
     return start + b"%07o\0" % (sum(start + rest) + 8 * 32) + rest
-def stems(claim):
-    """The entries of logs that a bundle holds, each with its log proof, and the members after them."""
+def stems(claim):  # The entries of logs that a bundle holds, each with its log proof, and the members after them.
     disposed, lines = bool(claim.get("disposed")), ["submissions.jsonl", "dispositions.jsonl"]
     return {"submission": (["genesis", "submission"] + ["record"] * disposed, ["disposition.json"] * disposed),
             "round": (["genesis"] + ["previous"] * claim.get("follows", 0) + ["record"], lines + ["plan"] * claim.get("plan", 0)),
-            }.get(claim["kind"], (["record"], ["descriptor.json", claim["kind"]]))
+            "heads": ([], ["a.note", "b.note"])}.get(claim["kind"], (["record"], ["descriptor.json", claim["kind"]]))
 def unpack(file):
     def member(name):
         block = file.read(512)
@@ -183,7 +181,6 @@ def unpack(file):
     found = {name: member(name) for name in names}
     need(file.read(1025) == bytes(1024), "the end of the archive")
     return claim, found
-
 class Judge:
     def __init__(self, policy):
         self.policy, self.at, self.undone, self.notes, self.kind = policy, "format", set(), {}, None
@@ -191,9 +188,8 @@ class Judge:
         claim, self.member = unpack(file)
         self.kind, self.at = claim["kind"], "inclusion"
         for stem in stems(claim)[0]: setattr(self, stem, self.entry(stem, claim))
-        {"submission": self.submission_, "round": self.round_}.get(self.kind, self.tensor_)(claim)
-    def entry(self, stem, claim):
-        """Value, index and leaf hash of an entry that its C2SP tlog-proof finds in its log."""
+        {"submission": self.submission_, "round": self.round_, "heads": self.heads_}.get(self.kind, self.tensor_)(claim)
+    def entry(self, stem, claim):  # Value, index and leaf hash of an entry that its C2SP tlog-proof finds in its log.
         data, check = self.member[stem + ".json"], "submissions" if stem == "submission" else "rounds"
         proof = self.member[stem + ".tlog-proof"].decode()
         lines, text = re.fullmatch(r"c2sp\.org/tlog-proof@v1\n(?:extra [^\n]*\n)?index (.*?)\n\n(.*)", proof, re.S).groups()
@@ -219,7 +215,7 @@ class Judge:
             need(self.policy.met(note), "too few witnesses")
         else: self.undone |= {self.at, "witnesses"}
         self.at = "inclusion"
-        need(note.size or note.root == sha().hex(), "an empty log with a root")
+        return need(note.size or note.root == sha().hex(), "an empty log with a root") and note
     def tensor_(self, claim):
         data, self.at = self.member["descriptor.json"], "descriptor"
         state = self.record[0]["next" if self.record[0]["kind"] == "round" else "model"]
@@ -272,10 +268,16 @@ class Judge:
         lines = self.lines("dispositions.jsonl")
         need({"root": root_of(map(leaf, lines)), "count": len(lines)} == record["dispositions"], "other dispositions")
     def lines(self, name):
-        lines = self.member[name].split(b"\n")
-        need(lines.pop() == b"" and all(lines), "a line without an end")
-        return lines
-
+        *lines, end = self.member[name].split(b"\n")
+        return need(end == b"" and all(lines), "a line without an end") and lines
+    def heads_(self, claim):  # One size with two roots is a fork; that a proof does not show consistency proves nothing.
+        self.at, (a, b) = "format", (self.member[name].decode() for name in ("a.note", "b.note"))
+        origin = need(a.split("\n")[0] == b.split("\n")[0], "two logs") and a.split("\n")[0]
+        check = "rounds" if origin.endswith("/rounds") else "submissions"
+        old, new = sorted((self.signed_head(check, text) for text in (a, b)), key=lambda head: head.size)
+        self.at = "consistency"
+        need(not self.policy or old.size != new.size or old.root == new.root, "a fork")
+        if not self.policy or not consistent(old, new, claim["proof"]): self.undone.add("consistency")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("bundles", nargs="+", metavar="BUNDLE")
@@ -294,5 +296,4 @@ def main():
         print(json.dumps({"kind": judge.kind, "failed": failed, "why": why, "not_done": undone, "exit": exit}))
         code = max(code, exit)
     sys.exit(code)
-
 if __name__ == "__main__": main()

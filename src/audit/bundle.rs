@@ -72,6 +72,8 @@ pub enum Claim {
     Submission(SubmissionClaim),
     /// This round disposes of just these submissions, in this way.
     Round(RoundClaim),
+    /// These two heads are of one history.
+    Heads(HeadsClaim),
 }
 
 /// See [`Claim::Piece`].
@@ -132,6 +134,14 @@ pub struct RoundClaim {
     pub plan: bool,
 }
 
+/// See [`Claim::Heads`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeadsClaim {
+    /// The consistency proof between their sizes; none where they are the same.
+    pub proof: Vec<Digest>,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -147,6 +157,7 @@ impl Claim {
             Self::Tensor(_) => "tensor",
             Self::Submission(_) => "submission",
             Self::Round(_) => "round",
+            Self::Heads(_) => "heads",
         }
     }
 
@@ -172,6 +183,7 @@ impl Claim {
                 let lines = ["submissions.jsonl", "dispositions.jsonl"];
                 [&genesis[..], previous, &record, &lines, plan].concat()
             }
+            Self::Heads(_) => vec!["a.note", "b.note"],
         }
     }
 }

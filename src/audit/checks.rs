@@ -275,7 +275,12 @@ impl Checklist {
 
     /// Whether something was found that speaks against `check`.
     pub fn failed(&self, check: Check) -> bool {
-        self.lines.get(&check).is_some_and(|under| under.found > 0)
+        self.findings(check) > 0
+    }
+
+    /// How many things were found that speak against `check`.
+    pub fn findings(&self, check: Check) -> u64 {
+        self.lines.get(&check).map_or(0, |under| under.found)
     }
 
     /// What came of each, in the order of [`Check`].

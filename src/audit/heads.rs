@@ -64,13 +64,22 @@ impl<'a> KeptHeads<'a> {
     }
 }
 
-/// Whether `log` continues the head in `kept`, which one of `keys` must have signed.
-pub fn check_continues(list: &mut Checklist, log: &LogReader, kept: &[u8], keys: &[VerifierKey]) {
+/// Whether `log` continues the head in `kept`, which one of `keys` must have signed; says whether
+/// the two heads by themselves are evidence of a fork.
+pub fn check_continues(
+    list: &mut Checklist,
+    log: &LogReader,
+    kept: &[u8],
+    keys: &[VerifierKey],
+) -> bool {
     let check = Check::Consistency;
     let old = match open_head(kept, keys) {
         Ok(head) if head.origin == log.head().origin => head,
-        Ok(_) => return,
-        Err(error) => return list.missing(check, format!("the head that was kept: {error}")),
+        Ok(_) => return false,
+        Err(error) => {
+            list.missing(check, format!("the head that was kept: {error}"));
+            return false;
+        }
     };
     let new = log.head();
     if old.size > new.size {
@@ -78,7 +87,8 @@ pub fn check_continues(list: &mut Checklist, log: &LogReader, kept: &[u8], keys:
             "{}: the log has {} entries; a head was signed for {} (a restored backup, or a fork)",
             new.origin, new.size, old.size
         );
-        return list.found(check, Finding::new(text));
+        list.found(check, Finding::new(text));
+        return false;
     }
     let proof = match old.size {
         0 => Ok(Vec::new()),
@@ -86,7 +96,10 @@ pub fn check_continues(list: &mut Checklist, log: &LogReader, kept: &[u8], keys:
     };
     let relation = match proof {
         Ok(proof) => relation(kept, log.note(), keys, &proof),
-        Err(LogError::Io { .. }) => return list.missing(check, "the log's tiles cannot be read"),
+        Err(LogError::Io { .. }) => {
+            list.missing(check, "the log's tiles cannot be read");
+            return false;
+        }
         Err(_) => Relation::NotProven,
     };
     match relation {
@@ -106,4 +119,5 @@ pub fn check_continues(list: &mut Checklist, log: &LogReader, kept: &[u8], keys:
             list.found(check, Finding::new(text));
         }
     }
+    relation == Relation::Fork
 }

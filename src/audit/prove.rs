@@ -25,7 +25,8 @@ use crate::{
 use super::{
     archive::ArchiveError,
     bundle::{
-        Claim, Disposed, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim, TreeProof, write,
+        Claim, Disposed, HeadsClaim, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim,
+        TreeProof, write,
     },
 };
 
@@ -89,6 +90,23 @@ pub fn prove<W: Write>(
         Target::Submission(index) => prove_submission(ledger, *index, to),
         Target::Round(round) => prove_round(ledger, *round, to),
     }
+}
+
+/// Writes the bundle of two signed heads of one log, with the consistency proof between them; none
+/// is needed where they contradict each other.
+///
+/// # Errors
+///
+/// [`ArchiveError`].
+pub fn prove_heads<W: Write>(
+    a: &[u8],
+    b: &[u8],
+    proof: Vec<Digest>,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let claim = Claim::Heads(HeadsClaim { proof });
+    let members = [("a.note", a.to_vec()), ("b.note", b.to_vec())];
+    Ok(write(to, &claim, &members)?.finish()?)
 }
 
 /// An entry and its proof under the published head.

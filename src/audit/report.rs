@@ -25,8 +25,27 @@ pub struct Report {
     pub verdict: Verdict,
     /// Each of them.
     pub checks: Vec<Line>,
+    /// What can be shown to others: not part of the document.
+    #[serde(skip)]
+    pub evidence: Vec<Evidence>,
     /// When and where: the one block in which two reports of the same inputs differ.
     pub run: Option<RunView>,
+}
+
+/// What was found that the operator's own signature contradicts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// Two heads of one log and one size.
+    Fork {
+        /// The log's name.
+        origin: String,
+        /// The head that was kept, as a signed note.
+        kept: Vec<u8>,
+        /// The head as it is published now.
+        published: Vec<u8>,
+    },
+    /// The bundle of this round is refuted by its own entries.
+    Round(u64),
 }
 
 /// The ledger as its heads have it.
@@ -129,6 +148,15 @@ impl Report {
         checks: Vec<Line>,
     ) -> Self {
         let verdict = verdict(&checks);
-        Self { format: FORMAT, subject, scope, trust, verdict, checks, run: None }
+        Self {
+            format: FORMAT,
+            subject,
+            scope,
+            trust,
+            verdict,
+            checks,
+            evidence: Vec::new(),
+            run: None,
+        }
     }
 }

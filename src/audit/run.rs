@@ -14,7 +14,7 @@ use super::{
     deltas::Intake,
     heads::{KeptHeads, check_continues},
     pieces::{Population, SampledRound, note},
-    report::{Report, SampleView, Scope, Subject, TrustView},
+    report::{Evidence, Report, SampleView, Scope, Subject, TrustView},
     sample::{draw, shares},
     trust::Trust,
 };
@@ -101,8 +101,10 @@ pub fn audit(
     };
     let positions = positions(&ledger, options.rounds.as_ref())?;
     let pool = thread_pool(options.fold.threads)?;
+    let mut evidence = Vec::new();
     let scope = pool.install(|| {
-        let mut audit = Audit { ledger: &ledger, options, list: &mut list, progress };
+        let evidence = &mut evidence;
+        let mut audit = Audit { ledger: &ledger, options, list: &mut list, evidence, progress };
         audit.heads(trust)?;
         audit.logs();
         if positions.is_empty() {
@@ -121,7 +123,8 @@ pub fn audit(
         rounds: ledger.rounds_log().head().into(),
         submissions: ledger.submissions_log().head().into(),
     };
-    Ok(Report::new(Some(subject), scope, trust_view(trust), list.lines()))
+    let report = Report::new(Some(subject), scope, trust_view(trust), list.lines());
+    Ok(Report { evidence, ..report })
 }
 
 /// Whether a ledger does not open because of what its log says, not of what is missing.
@@ -179,6 +182,7 @@ struct Audit<'a> {
     ledger: &'a Ledger,
     options: &'a AuditOptions<'a>,
     list: &'a mut Checklist,
+    evidence: &'a mut Vec<Evidence>,
     progress: &'a dyn Progress,
 }
 
@@ -217,7 +221,10 @@ impl Audit<'_> {
             if keys.is_empty() {
                 keys.extend(vouched);
             }
-            check_continues(self.list, log, &note, &keys);
+            if check_continues(self.list, log, &note, &keys) {
+                let (origin, published) = (log.head().origin.clone(), log.note().to_vec());
+                self.evidence.push(Evidence::Fork { origin, kept: note, published });
+            }
         }
         if !any {
             self.list.not_required(Check::Consistency);
@@ -244,8 +251,21 @@ impl Audit<'_> {
         }
     }
 
-    /// What follows about a round from the logs alone.
+    /// What follows about a round from the logs alone. What does not is evidence: the round's bundle.
     fn round(&mut self, position: usize) -> Followed {
+        const FROM_THE_LOG: [Check; 4] =
+            [Check::Records, Check::Windows, Check::Statements, Check::Derivation];
+        let found = |list: &Checklist| FROM_THE_LOG.map(|check| list.findings(check));
+        let before = found(self.list);
+        let followed = self.follow(position);
+        if found(self.list) != before {
+            let round = self.ledger.sealed()[position].record.round;
+            self.evidence.push(Evidence::Round(round));
+        }
+        followed
+    }
+
+    fn follow(&mut self, position: usize) -> Followed {
         let ledger = self.ledger;
         let record = &ledger.sealed()[position].record;
         let round = record.round;

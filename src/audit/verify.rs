@@ -12,6 +12,7 @@ use crate::{
         window_root,
     },
     merkle::{
+        fork::{Relation, relation},
         head::TreeHead,
         note::VerifierKey,
         pieces::{Pieces, verify_piece},
@@ -28,7 +29,9 @@ use crate::{
 };
 
 use super::{
-    bundle::{Bundle, Claim, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim, TreeProof},
+    bundle::{
+        Bundle, Claim, HeadsClaim, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim, TreeProof,
+    },
     checks::{Check, Checklist, Finding, Line},
     trust::Trust,
 };
@@ -68,6 +71,7 @@ pub fn verify(from: impl Read, trust: &Trust) -> Verified {
         Claim::Tensor(claim) => judge.tensor(claim),
         Claim::Submission(claim) => judge.submission(claim),
         Claim::Round(claim) => judge.round(claim),
+        Claim::Heads(claim) => judge.two_heads(claim),
     };
     let (subject, lines) = (judge.subject, judge.list.lines());
     Verified { kind: Some(bundle.claim.kind()), subject, lines }
@@ -76,13 +80,14 @@ pub fn verify(from: impl Read, trust: &Trust) -> Verified {
 /// What is checked of a claim.
 fn checks(claim: &Claim) -> &'static [Check] {
     use Check::{
-        Bytes, Derivation, Descriptor, Dispositions, Format, Inclusion, Plan, Records,
+        Bytes, Consistency, Derivation, Descriptor, Dispositions, Format, Inclusion, Plan, Records,
         RoundsSignature, Statements, SubmissionsSignature, Windows, Witnesses,
     };
     match claim {
         Claim::Piece(_) | Claim::Tensor(_) => {
             &[Format, RoundsSignature, Witnesses, Inclusion, Descriptor, Bytes]
         }
+        Claim::Heads(_) => &[Format, RoundsSignature, SubmissionsSignature, Witnesses, Consistency],
         Claim::Submission(_) => &[
             Format,
             RoundsSignature,
@@ -362,6 +367,43 @@ impl Judge<'_> {
         let submissions: Result<Vec<_>, json::JsonError> =
             (window.start..).zip(&lines).map(read).collect();
         self.step(check, submissions)
+    }
+
+    /// Two heads of one log. That they contradict each other is a lie of whoever signed both; that the
+    /// proof does not show their consistency is none, since another proof may exist.
+    fn two_heads(&mut self, claim: &HeadsClaim) -> Option<()> {
+        let [a, b] = ["a.note", "b.note"].map(|name| self.bundle.member(name));
+        let line = |note: &[u8]| note.split(|byte| *byte == b'\n').next().map(<[u8]>::to_vec);
+        let origin = line(a).filter(|origin| line(b).as_ref() == Some(origin));
+        self.holds(Check::Format, origin.is_some(), "heads of two logs")?;
+        let of_rounds = origin.is_some_and(|origin| origin.ends_with(b"/rounds"));
+        let (check, other) = match of_rounds {
+            true => (Check::RoundsSignature, Check::SubmissionsSignature),
+            false => (Check::SubmissionsSignature, Check::RoundsSignature),
+        };
+        self.list.not_required(other);
+        let (old, new) = (
+            self.trust.head(&mut self.list, check, a, None)?,
+            self.trust.head(&mut self.list, check, b, None)?,
+        );
+        self.subject = format!("{}: heads of size {} and {}", old.origin, old.size, new.size);
+        if !self.list.holds(check) {
+            self.list.missing(Check::Consistency, "nobody is known to have signed both heads");
+            return None;
+        }
+        let keys = self.trust.policy.as_ref().map_or_else(Vec::new, |p| p.keys_of(&old.origin));
+        match relation(a, b, &keys, &claim.proof) {
+            Relation::Same | Relation::Consistent => self.list.checked(Check::Consistency, 1),
+            Relation::Fork => {
+                let (size, one, two) = (old.size, old.root, new.root);
+                let text = format!("fork: both {one} and {two} were signed for size {size}");
+                self.list.found(Check::Consistency, Finding::new(text));
+            }
+            Relation::NotProven | Relation::Unrelated | Relation::Invalid => {
+                self.list.missing(Check::Consistency, "not proven; that is no proof of a fork");
+            }
+        }
+        Some(())
     }
 
     fn dispositions(

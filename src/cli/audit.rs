@@ -1,7 +1,7 @@
 //! `audit`: every claim of a ledger checked with trust from outside.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
@@ -10,13 +10,14 @@ use clap::Args;
 
 use crate::{
     audit::{
-        report::{Report, RunView},
+        prove::{Target, prove, prove_heads},
+        report::{Evidence, Report, RunView},
         run::{AuditOptions, audit as audit_ledger},
         sample::PIECES_MAX,
     },
-    ledger::seal::FoldOptions,
-    store::files::{Disk, write_whole},
-    types::progress::Progress,
+    ledger::{Ledger, seal::FoldOptions},
+    store::files::{Disk, create_dir_durable, write_whole},
+    types::{digest::Digest, progress::Progress},
 };
 
 use super::{
@@ -50,6 +51,9 @@ pub struct AuditArgs {
     /// Where you keep the newest head of each log; what is audited has to continue them.
     #[arg(long, value_name = "DIR", env = "GRADLEDGER_HEADS")]
     heads: Option<PathBuf>,
+    /// Where to put evidence: bundles that `verify` refutes although their signatures hold.
+    #[arg(long, value_name = "DIR")]
+    evidence: Option<PathBuf>,
     /// Also writes the report to this file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -99,8 +103,45 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         let io = |source| CliError::Io { path: path.clone(), source };
         write_whole(&Disk, path, document(&report)?.as_bytes()).map_err(io)?;
     }
+    if let Some(dir) = &args.evidence {
+        keep_evidence(&args.ledger, dir, &report.evidence, progress)?;
+    }
     print(args.json, &report, || text(&report))?;
     ended(report.verdict)
+}
+
+/// Writes a bundle for each piece of evidence.
+fn keep_evidence(
+    ledger: &Path,
+    dir: &Path,
+    evidence: &[Evidence],
+    progress: &dyn Progress,
+) -> Result<(), CliError> {
+    let io = |source| CliError::Io { path: dir.to_owned(), source };
+    for found in evidence {
+        let (name, bytes) = match found {
+            Evidence::Fork { origin, kept, published } => {
+                let name = format!("fork-{}.tar", Digest::of(origin.as_bytes()));
+                (name, prove_heads(kept, published, Vec::new(), Vec::new())?)
+            }
+            Evidence::Round(round) => {
+                let ledger = Ledger::open(ledger)?;
+                let target = Target::Round(*round);
+                match prove(&ledger, &target, Vec::new(), progress) {
+                    Ok(bytes) => (format!("round-{round}.tar"), bytes),
+                    // Without the dispositions that its root is of, the lie cannot be shown alone.
+                    Err(error) => {
+                        progress.note(&format!("no evidence of round {round}: {error}"));
+                        continue;
+                    }
+                }
+            }
+        };
+        create_dir_durable(&Disk, dir).map_err(io)?;
+        write_whole(&Disk, &dir.join(&name), &bytes).map_err(io)?;
+        progress.note(&format!("evidence: {}", dir.join(name).display()));
+    }
+    Ok(())
 }
 
 fn text(report: &Report) -> String {
