@@ -23,15 +23,15 @@ use crate::{
     ledger::{
         Ledger, LedgerError,
         check::{
-            Before, CheckedRound, check_dispositions, check_record, check_statement, check_window,
-            derive,
+            Before, CheckedRound, check_dispositions, check_record, check_rotations,
+            check_statement, check_window, derive,
         },
         replay::{ReplayOptions, replay, stored_plan},
         seal::FoldOptions,
         thread_pool,
     },
-    merkle::note::VerifierKey,
-    store::{StoreError, files::Files, segment},
+    merkle::{head::TreeHead, note::SignedNote},
+    store::{StoreError, files::Files, log::LogError, segment},
     types::{json, progress::Progress, submission::Submission},
 };
 
@@ -93,7 +93,7 @@ pub fn audit(
     let ledger = match Ledger::open_in(files, root) {
         Ok(ledger) => ledger,
         Err(error) if speaks_of_entries(&error) => {
-            list.found(Check::Records, Finding::new(error));
+            list.found(filed(&error), Finding::new(error));
             let scope = Scope { rounds: None, count: 0, tensor: None, sample: None };
             return Ok(Report::new(None, scope, trust_view(trust), list.lines()));
         }
@@ -107,6 +107,9 @@ pub fn audit(
         let mut audit = Audit { ledger: &ledger, options, list: &mut list, evidence, progress };
         audit.heads(trust)?;
         audit.logs();
+        if let Err(error) = check_rotations(&ledger) {
+            audit.list.found(Check::Records, Finding::new(error));
+        }
         if positions.is_empty() {
             audit.list.all_checked(&OF_ROUNDS, 0);
         }
@@ -127,13 +130,27 @@ pub fn audit(
     Ok(Report { evidence, ..report })
 }
 
+/// Under which check it falls that a ledger does not open.
+fn filed(error: &LedgerError) -> Check {
+    match error {
+        LedgerError::Store(StoreError::Log(LogError::Head { path, .. })) => {
+            match path.parent().and_then(Path::file_name).is_some_and(|log| log == "rounds") {
+                true => Check::RoundsSignature,
+                false => Check::SubmissionsSignature,
+            }
+        }
+        _ => Check::Records,
+    }
+}
+
 /// Whether a ledger does not open because of what its log says, not of what is missing.
 fn speaks_of_entries(error: &LedgerError) -> bool {
     match error {
         LedgerError::Entry { .. }
         | LedgerError::EntryKind { .. }
         | LedgerError::GenesisVersion { .. }
-        | LedgerError::GenesisKey { .. }
+        | LedgerError::GenesisKeys(_)
+        | LedgerError::Rotation { .. }
         | LedgerError::Note(_)
         | LedgerError::Rule(_) => true,
         LedgerError::Store(error) => error.is_mismatch(),
@@ -194,11 +211,9 @@ impl Audit<'_> {
     fn heads(&mut self, trust: &Trust) -> Result<(), LedgerError> {
         let ledger = self.ledger;
         let (rounds, submissions) = (ledger.rounds_log(), ledger.submissions_log());
-        trust.head(self.list, Check::RoundsSignature, rounds.note(), None);
-        let key: Option<VerifierKey> = ledger.genesis().log_keys.submissions.parse().ok();
-        let vouched = key.filter(|_| self.list.holds(Check::RoundsSignature));
-        let check = Check::SubmissionsSignature;
-        trust.head(self.list, check, submissions.note(), vouched.as_ref());
+        let chain = Some(ledger.keys());
+        trust.head(self.list, Check::RoundsSignature, rounds.note(), chain);
+        trust.head(self.list, Check::SubmissionsSignature, submissions.note(), chain);
         let origin = &ledger.genesis().origin;
         for (log, name) in [(rounds, "rounds"), (submissions, "submissions")] {
             let expected = format!("{origin}/{name}");
@@ -213,14 +228,14 @@ impl Audit<'_> {
         };
         let kept = KeptHeads::new(&*ledger.place().files, dir);
         let mut any = false;
-        for (log, vouched) in [(rounds, None), (submissions, vouched)] {
+        for log in [rounds, submissions] {
             let Some(note) = kept.load(&log.head().origin)? else { continue };
             any = true;
-            let policy = trust.policy.as_ref();
-            let mut keys = policy.map_or_else(Vec::new, |p| p.keys_of(&log.head().origin));
-            if keys.is_empty() {
-                keys.extend(vouched);
-            }
+            // Either head may be of a key that another took over from.
+            let old = SignedNote::parse(&note).ok();
+            let old = old.and_then(|note| TreeHead::parse(note.text()).ok());
+            let mut keys = trust.keys(log.head(), chain);
+            keys.extend(old.map_or_else(Vec::new, |old| trust.keys(&old, chain)));
             if check_continues(self.list, log, &note, &keys) {
                 let (origin, published) = (log.head().origin.clone(), log.note().to_vec());
                 self.evidence.push(Evidence::Fork { origin, kept: note, published });

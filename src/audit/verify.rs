@@ -14,7 +14,6 @@ use crate::{
     merkle::{
         fork::{Relation, relation},
         head::TreeHead,
-        note::VerifierKey,
         pieces::{Pieces, verify_piece},
         proof::LogProof,
         tree::{TreeBuilder, leaf_hash, root_of, verify_inclusion},
@@ -144,12 +143,7 @@ impl Judge<'_> {
     }
 
     /// The bytes of an entry that is in a log, and its index.
-    fn entry(
-        &mut self,
-        signature: Check,
-        vouched: Option<&VerifierKey>,
-        names: [&str; 2],
-    ) -> Option<(u64, Vec<u8>)> {
+    fn entry(&mut self, signature: Check, names: [&str; 2]) -> Option<(u64, Vec<u8>)> {
         let proof = self.step(Check::Inclusion, LogProof::parse(self.bundle.member(names[1])))?;
         let known = self.heads.iter().find(|(check, ..)| *check == signature).cloned();
         let head = match known {
@@ -159,7 +153,7 @@ impl Judge<'_> {
             }
             None => {
                 let note = proof.note.clone();
-                let head = self.trust.head(&mut self.list, signature, note.as_bytes(), vouched);
+                let head = self.trust.head(&mut self.list, signature, note.as_bytes(), None);
                 self.heads.push((signature, note, head.clone()));
                 head
             }
@@ -173,7 +167,7 @@ impl Judge<'_> {
     }
 
     fn rounds_entry(&mut self, names: [&str; 2]) -> Option<(u64, RoundsEntry, Digest)> {
-        let (index, entry) = self.entry(Check::RoundsSignature, None, names)?;
+        let (index, entry) = self.entry(Check::RoundsSignature, names)?;
         let read = self.step(Check::Inclusion, json::from_slice(&entry))?;
         Some((index, read, leaf_hash(&entry)))
     }
@@ -251,11 +245,9 @@ impl Judge<'_> {
     }
 
     fn submission(&mut self, claim: &SubmissionClaim) -> Option<()> {
-        let (genesis, run) = self.genesis()?;
-        let key = genesis.log_keys.submissions.parse().ok();
-        let vouched = key.filter(|_| self.list.holds(Check::RoundsSignature));
+        let (_, run) = self.genesis()?;
         let names = ["submission.json", "submission.tlog-proof"];
-        let (index, entry) = self.entry(Check::SubmissionsSignature, vouched.as_ref(), names)?;
+        let (index, entry) = self.entry(Check::SubmissionsSignature, names)?;
         self.holds(Check::Inclusion, index == claim.index, "it is another index")?;
         let submission: Submission = self.step(Check::Inclusion, json::from_slice(&entry))?;
         let (miner, round) = (submission.miner(), submission.round());
@@ -391,7 +383,7 @@ impl Judge<'_> {
             self.list.missing(Check::Consistency, "nobody is known to have signed both heads");
             return None;
         }
-        let keys = self.trust.policy.as_ref().map_or_else(Vec::new, |p| p.keys_of(&old.origin));
+        let keys = self.trust.keys(&old, None);
         match relation(a, b, &keys, &claim.proof) {
             Relation::Same | Relation::Consistent => self.list.checked(Check::Consistency, 1),
             Relation::Fork => {

@@ -9,13 +9,13 @@ use crate::{
     types::{
         digest::Digest,
         manifest::ManifestId,
-        record::{ACCEPTED_MAX, DispositionsId, Genesis, RoundRecord, Skipped},
+        record::{ACCEPTED_MAX, DispositionsId, Genesis, LogEnd, RoundRecord, Skipped},
         rule::Rule,
         submission::{Content, Miner, Submission},
     },
 };
 
-use super::{Ledger, LedgerError, Sealed, submit::statement_of};
+use super::{Ledger, LedgerError, Sealed, key_chain::KeyTerm, submit::statement_of};
 
 /// The first thing that does not follow: two values that should be one.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +34,10 @@ pub enum Disagreement {
     Rule { round: u64 },
     #[error("round {round}: its window of submissions is {start}..{end}, not from {expected} on")]
     Window { round: u64, expected: u64, start: u64, end: u64 },
+    #[error(
+        "key rotation {index}: the submissions log has root {expected} at size {size}, not {found}"
+    )]
+    RotationRoot { index: u64, size: u64, expected: Digest, found: Digest },
     #[error("round {round}: the submissions log has root {expected} at size {end}, not {found}")]
     WindowRoot { round: u64, end: u64, expected: Digest, found: Digest },
     #[error(
@@ -115,6 +119,22 @@ impl<'a> Before<'a> {
     pub fn window_start(&self) -> u64 {
         self.record.map_or(0, |record| record.submissions.end)
     }
+}
+
+/// Checks that each rotation of the log key names the submissions log as it was.
+///
+/// # Errors
+///
+/// [`LedgerError::Disagrees`] with the first that does not.
+pub fn check_rotations(ledger: &Ledger) -> Result<(), LedgerError> {
+    for KeyTerm { index, submissions: LogEnd { size, root }, .. } in &ledger.keys().terms()[1..] {
+        let (index, size, found) = (*index, *size, *root);
+        let expected = ledger.submissions_log().root_at(size)?;
+        if expected != found {
+            return Err(Disagreement::RotationRoot { index, size, expected, found }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Checks the record at `position` against the records before it and the submissions log.

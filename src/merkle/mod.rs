@@ -7,5 +7,6 @@ pub mod note;
 pub mod pieces;
 pub mod policy;
 pub mod proof;
+pub mod rotation;
 pub mod tile;
 pub mod tree;
