@@ -8,6 +8,7 @@ mod common;
 use std::{
     collections::BTreeMap,
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -31,8 +32,19 @@ use gradledger::{
         trust::Trust,
         verify::verify,
     },
+    codec::{sr25519::SecretKey, statement::Statement},
     fold::piece::runs,
-    ledger::At,
+    intake::{
+        admit::Expected,
+        native::{NativeAdmission, admit_segments},
+    },
+    ledger::{
+        At,
+        gc::gc,
+        init::{InitOptions, init},
+        rotate::rotate_key,
+        submit::{Known, SignedStatement, submit_batch},
+    },
     merkle::{manifest::manifest_id, note::VerifierKey, pieces::Pieces, policy::Policy},
     store::{
         artifacts::CheckpointWriter,
@@ -43,16 +55,17 @@ use gradledger::{
         },
         log::LogWriter,
         quarantine,
+        segment::delta::DeltaWriter,
     },
     types::{
         digest::Digest,
         json,
         manifest::Manifest,
         progress::Silent,
-        record::RoundsEntry,
+        record::{MinersPolicy, RoundsEntry},
         refusal::{Code, Refusal},
         rule::Dialect,
-        submission::{Outcome, Submission},
+        submission::{Outcome, Signed, Submission},
         tensor::Dtype,
     },
 };
@@ -558,6 +571,228 @@ fn a_restored_backup_and_a_fork_do_not_continue_the_kept_head() {
     assert!(stale.evidence.is_empty(), "one head alone is evidence of nothing");
     // What failed is not kept.
     assert_eq!(audited(&run.path(), &options, &trust).verdict, Verdict::Passed);
+}
+
+// ---- what changes in a ledger's life ----
+
+#[test]
+fn who_trusts_the_first_key_trusts_those_after_it_and_not_the_other_way() {
+    let (run, model) = sealed(8);
+    let first = rounds_key(&run);
+    let kept = tempfile::tempdir().unwrap();
+    let options = AuditOptions { heads: Some(kept.path()), ..Default::default() };
+    assert_eq!(audited(&run.path(), &options, &trust(first.clone())).verdict, Verdict::Passed);
+    rotate_key(&mut run.writer(), None).unwrap();
+    let mut random = Random(4);
+    open(&run, &model, 9, &mut random);
+    run.seal(9);
+    let ledger = run.open();
+    let newest = ledger.keys().of_rounds(ledger.rounds_log().size()).clone();
+    assert_ne!(first, newest);
+    let report = audited(&run.path(), &options, &trust(first.clone()));
+    assert_eq!(report.verdict, Verdict::Passed, "{:#?}", report.checks);
+    assert!(with(&report.checks, Status::Passed).contains(&Check::Consistency));
+    let report = audited(&run.path(), &options, &trust(newest.clone()));
+    assert_eq!(report.verdict, Verdict::Passed, "{:#?}", report.checks);
+    // A bundle has no rotations with it: the key that signed its head judges it.
+    for target in [Target::Round(9), Target::Submission(9)] {
+        let bytes = prove(&ledger, &target, Vec::new(), &Silent).unwrap();
+        let by = |key: &VerifierKey| verdict(&verify(&bytes[..], &trust(key.clone())).lines);
+        assert_eq!((by(&newest), by(&first)), (Verdict::Passed, Verdict::BadSignature));
+    }
+}
+
+#[test]
+fn dropped_states_are_folded_again_from_the_last_kept_one() {
+    let (run, model) = sealed(8);
+    let mut random = Random(4);
+    for round in [9, 10] {
+        open(&run, &model, round, &mut random);
+        run.seal(round);
+    }
+    gc(&mut run.writer(), 50.try_into().unwrap(), &Silent).unwrap();
+    let trust = trust(rounds_key(&run));
+    let report = audited(&run.path(), &AuditOptions::default(), &trust);
+    assert_eq!(report.verdict, Verdict::Passed, "{:#?}", report.checks);
+    let one = AuditOptions { rounds: Some(9..=9), ..Default::default() };
+    assert_eq!(audited(&run.path(), &one, &trust).verdict, Verdict::Passed);
+    // A sample folds single pieces and needs their bases; it says which rounds it could not look at.
+    let sample = AuditOptions { sample: Some((99, vec![1])), plan: true, ..Default::default() };
+    let report = audited(&run.path(), &sample, &trust);
+    assert_eq!(with(&report.checks, Status::Failed), []);
+    assert!(with(&report.checks, Status::NotDone).contains(&Check::Fold));
+}
+
+/// A native run with three miners: a good delta, a refused one, and a copy of the first.
+fn signed() -> Run {
+    let miner = |number: u8| SecretKey::from_seed(&[number; 32]);
+    let mut random = Random(21);
+    let model = Model::small(Dialect::Native);
+    let run = Run { dir: tempfile::tempdir().unwrap() };
+    let checkpoint = run.dir.path().join("checkpoint.safetensors");
+    common::model::safetensors(&checkpoint, &model.tensors);
+    let options = InitOptions {
+        run: "test".to_owned(),
+        origin: "test.example/run".to_owned(),
+        checkpoint: &checkpoint,
+        select: None,
+        rule: model.rule.clone(),
+        frozen: false,
+        key_file: None,
+        miners: MinersPolicy::Hotkeys((1..=3).map(|n| miner(n).public().to_digest()).collect()),
+    };
+    init(&run.path(), &options, &Silent).unwrap();
+    let mut writer = run.writer();
+    for (number, sent) in [(1, 1), (2, 2), (3, 1)] {
+        let dir = run.dir.path().join(format!("delta-{sent}"));
+        if !dir.exists() {
+            write_delta(&run, &dir, sent == 2, &mut random);
+        }
+        let ledger = writer.ledger();
+        let layout = ledger.layout().unwrap();
+        let expected = Expected { layout: &layout, rule: ledger.rule(), round: 1 };
+        let NativeAdmission::Stored { delta, refused } =
+            admit_segments(&dir, expected, ledger.place(), "test").unwrap()
+        else {
+            panic!("malformed")
+        };
+        assert_eq!(refused.is_some(), sent == 2);
+        let statement = Statement {
+            run: ledger.run_id(),
+            round: 1,
+            base: ledger.newest().root,
+            delta: delta.root,
+            delta_bytes: delta.bytes,
+            hotkey: miner(number).public().to_digest(),
+        };
+        let signature = statement.sign(&miner(number)).unwrap();
+        let submission = SignedStatement { statement, signature, delta, refused };
+        submit_batch(&mut writer, &mut Known::default(), &[submission]).unwrap().remove(0).unwrap();
+    }
+    drop(writer);
+    run.seal(1);
+    run
+}
+
+/// Delta segments; with `huge`, a book that the native rule refuses.
+fn write_delta(run: &Run, dir: &Path, huge: bool, random: &mut Random) {
+    let mut writer = DeltaWriter::create(&Disk, dir, 4).unwrap();
+    for tensor in &run.open().layout().unwrap().tensors {
+        let (mut index, mut code) = (Vec::new(), Vec::new());
+        for _ in 0..tensor.grid.blocks() {
+            let places: Vec<u16> = (0..tensor.k as u16).collect();
+            gradledger_kernels::codes::pack_index(&places, &mut index).unwrap();
+            code.push(random.next() as u8 & (u8::MAX >> (8 - 2 * tensor.k.min(4))));
+        }
+        let shift = if huge { 1e30f32 } else { 0.125 };
+        let book: Vec<u8> =
+            [0.5f32, -1.0, 0.25, 2.0, shift].iter().flat_map(|v| v.to_le_bytes()).collect();
+        let mut rows = writer.tensor(&tensor.name, tensor.k, tensor.grid.blocks()).unwrap();
+        rows.write_index(&index).unwrap();
+        rows.write_code(&code).unwrap();
+        rows.finish().unwrap();
+        writer.book(&tensor.name, &book).unwrap();
+    }
+    writer.finish().unwrap();
+}
+
+#[test]
+fn a_signed_run_is_held_to_its_signatures_refusals_and_copies() {
+    let run = signed();
+    let trust = trust(rounds_key(&run));
+    let report = audited(&run.path(), &AuditOptions::default(), &trust);
+    assert_eq!(report.verdict, Verdict::Passed, "{:#?}", report.checks);
+    let line = |check| report.checks.iter().find(|line| line.check == check).unwrap().checked;
+    assert_eq!((line(Check::Statements), line(Check::Refusals)), (3, 1));
+    let ledger = run.open();
+    let mut paths = Vec::new();
+    for (at, target) in
+        [Target::Submission(0), Target::Submission(2), Target::Round(1)].iter().enumerate()
+    {
+        let bytes = prove(&ledger, target, Vec::new(), &Silent).unwrap();
+        let verified = verify(&bytes[..], &trust);
+        assert_eq!(verdict(&verified.lines), Verdict::Passed, "{verified:#?}");
+        assert!(with(&verified.lines, Status::Passed).contains(&Check::Statements));
+        let path = run.dir.path().join(format!("{at}.tar"));
+        fs::write(&path, bytes).unwrap();
+        paths.push(path);
+    }
+    let key = rounds_key(&run).to_string();
+    if let Some(theirs) = second_verifier(run.dir.path(), &paths, &key) {
+        assert!(theirs.iter().all(|(exit, _)| *exit == 0), "{theirs:?}");
+    }
+    // The operator puts another hotkey under a statement, calls a good delta refused, and lets a
+    // copied one count, each time under its own signature.
+    let honest = entries(&run, true);
+    let forged = |at: usize, change: &dyn Fn(&mut Signed)| {
+        let copy = copied(&run);
+        let mut forged = honest.clone();
+        let Submission::Signed(mut signed) = json::from_slice(&forged[at]).unwrap() else {
+            panic!()
+        };
+        change(&mut signed);
+        forged[at] = json::to_vec(&Submission::Signed(signed));
+        forge(&copy.root, "submissions", &forged);
+        let root = gradledger::ledger::Ledger::open(&copy.root).unwrap();
+        let mut rounds = entries(&run, false);
+        let RoundsEntry::Round(mut record) = json::from_slice(&rounds[1]).unwrap() else {
+            panic!()
+        };
+        record.submissions.root_at_end = root.submissions_log().head().root;
+        rounds[1] = json::to_vec(&RoundsEntry::Round(record));
+        forge(&copy.root, "rounds", &rounds);
+        with(&audited(&copy.root, &AuditOptions::default(), &trust).checks, Status::Failed)
+    };
+    let other = forged(0, &|signed| signed.hotkey = Digest([7; 32]));
+    assert!(other.contains(&Check::Statements), "{other:?}");
+    let refused = forged(0, &|signed| {
+        signed.refused = Some(Refusal::new(Code::Magnitude, Some("a.weight"), "less", "more"));
+    });
+    assert!(refused.contains(&Check::Refusals) && refused.contains(&Check::Derivation));
+    let accepted = forged(1, &|signed| signed.refused = None);
+    assert!(accepted.contains(&Check::Acceptances), "{accepted:?}");
+}
+
+#[test]
+fn the_command_audits_a_directory_that_may_only_be_read() {
+    let (run, _) = sealed(8);
+    let (root, key) = (run.path(), rounds_key(&run).to_string());
+    let modes = |file: u32, dir: u32| {
+        for path in common::model::all_files(&root) {
+            if !path.starts_with(root.join("keys")) {
+                fs::set_permissions(&path, fs::Permissions::from_mode(file)).unwrap();
+            }
+        }
+        fs::set_permissions(&root, fs::Permissions::from_mode(dir)).unwrap();
+    };
+    modes(0o444, 0o555);
+    let report = run.dir.path().join("report.json");
+    let gradledger = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_gradledger"));
+        let output = command.args(args).env_remove("GRADLEDGER_POLICY").output().unwrap();
+        (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+    };
+    let (ledger, file) = (root.to_str().unwrap(), report.to_str().unwrap());
+    let (code, text) = gradledger(&["audit", ledger, "--log-key", &key, "--report", file]);
+    assert_eq!(code, 0, "{text}");
+    let document: Value = serde_json::from_slice(&fs::read(&report).unwrap()).unwrap();
+    assert_eq!((&document["verdict"], &document["schema_version"]), (&"passed".into(), &1.into()));
+    assert_eq!(gradledger(&["audit", ledger]).0, 3);
+    let bundle = run.dir.path().join("piece.tar");
+    let out = bundle.to_str().unwrap();
+    let what = ["--round", "8", "--tensor", "a.weight", "--piece", "0"];
+    assert_eq!(gradledger(&[&["prove", ledger, "--out", out], &what[..]].concat()).0, 0);
+    assert_eq!(gradledger(&["verify", out, "--log-key", &key]).0, 0);
+    assert_eq!(gradledger(&["verify", out]).0, 3);
+    let without = ["--without", "rounds-signature", "--without", "witnesses"];
+    assert_eq!(gradledger(&[&["verify", out], &without[..]].concat()).0, 0);
+    flip(&bundle, fs::read(&bundle).unwrap().len() - 2_000);
+    assert_eq!(gradledger(&["verify", out, "--log-key", &key]).0, 20);
+    let policy = run.dir.path().join("policy");
+    fs::write(&policy, format!("log {key}\n")).unwrap();
+    assert_eq!(gradledger(&["verify", out, "--policy", policy.to_str().unwrap()]).0, 2);
+    assert_eq!(gradledger(&["prove", ledger, "--round", "8", "--tensor", "z", "--out", out]).0, 2);
+    modes(0o644, 0o755);
 }
 
 // ---- samples ----

@@ -203,8 +203,16 @@ struct Audit<'a> {
     progress: &'a dyn Progress,
 }
 
-/// A round whose record follows from the logs, with its submissions.
-type Followed = Option<(CheckedRound, Vec<(u64, Submission)>)>;
+/// A round whose window reads.
+struct Window {
+    /// What follows from its submissions.
+    checked: CheckedRound,
+    submissions: Vec<(u64, Submission)>,
+    /// Whether the record says the same.
+    follows: bool,
+}
+
+type Followed = Option<Window>;
 
 impl Audit<'_> {
     /// Signatures of both heads, and that they continue the kept ones.
@@ -310,7 +318,7 @@ impl Audit<'_> {
         let checked = derive(record, &submissions);
         self.stored_dispositions(position, &checked);
         let follows = self.say(Check::Derivation, round, check_dispositions(record, &checked));
-        follows.then_some((checked, submissions))
+        Some(Window { checked, submissions, follows })
     }
 
     fn say<E: ToString>(&mut self, check: Check, round: u64, outcome: Result<(), E>) -> bool {
@@ -420,7 +428,7 @@ impl Audit<'_> {
     /// replay of one tensor and a sample do.
     fn stored_plans(&mut self, layout: &Layout, rounds: &[(usize, Followed)]) {
         for (position, followed) in rounds {
-            let Some((checked, _)) = followed else { continue };
+            let Some(Window { checked, follows: true, .. }) = followed else { continue };
             let record = &self.ledger.sealed()[*position].record;
             match stored_plan(self.ledger, layout, record, checked.deltas.len()) {
                 Err(LedgerError::Store(error)) if !error.is_mismatch() => {}
@@ -436,10 +444,10 @@ impl Audit<'_> {
         // Nothing submitted is nothing wrong.
         self.list.all_checked(&[Check::Acceptances, Check::Refusals], 0);
         for (position, followed) in rounds {
-            let Some((_, submissions)) = followed else {
+            let Some(Window { submissions, .. }) = followed else {
                 let round = self.ledger.sealed()[*position].record.round;
                 for check in [Check::Acceptances, Check::Refusals] {
-                    self.list.missing(check, format!("round {round} does not follow from the log"));
+                    self.list.missing(check, format!("the window of round {round} does not read"));
                 }
                 continue;
             };
@@ -510,7 +518,7 @@ impl Audit<'_> {
                 continue;
             }
             let record = &self.ledger.sealed()[*position].record;
-            let Some((checked, _)) = followed else {
+            let Some(Window { checked, follows: true, .. }) = followed else {
                 for check in [Check::Plan, Check::Fold] {
                     let why = format!("round {} does not follow from the log", record.round);
                     self.list.missing(check, why);
