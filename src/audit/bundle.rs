@@ -203,7 +203,7 @@ impl Bundle {
     ///
     /// # Errors
     ///
-    /// [`BundleError`] if it is not spelled as [`write`] does.
+    /// [`BundleError`] if it is not spelled as [`fn@write`] does.
     pub fn read(from: impl Read) -> Result<Self, BundleError> {
         let mut archive = ArchiveReader::new(from);
         let mut room = MEMORY_BYTES_MAX;
