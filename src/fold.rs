@@ -9,6 +9,8 @@
 //! Trust: base and delta bytes are checked against their roots piece by piece as they are read.
 //! Positions and codes are checked by the kernel.
 
+pub mod piece;
+
 use std::{
     collections::BTreeMap,
     sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},

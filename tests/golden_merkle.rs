@@ -15,9 +15,12 @@ use std::{
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use gradledger::{
     merkle::{
+        fork::relation,
         head::TreeHead,
         note::{KeyKind, SignedNote, VerifierKey},
         pieces::{self, Pieces},
+        policy::{Policy, Quorum},
+        proof::LogProof,
         tile::{self, BundleId, TileId, TileNodes},
         tree::{self, MemoryNodes, Nodes, TreeBuilder},
     },
@@ -464,4 +467,36 @@ fn golden_sunlight_mirror() {
     }
     assert_eq!(root_from_tiles(&log, head.size), head.root);
     println!("public/sunlight-mirror: a tree of {} leaves", head.size);
+}
+
+#[test]
+fn golden_policies() {
+    for case in cases("own/policies.jsonl") {
+        let policy = Policy::parse(text(&case, "policy").as_bytes());
+        assert_eq!(policy.is_ok(), flag(&case, "ok"), "{case}: {policy:?}");
+    }
+}
+
+#[test]
+fn golden_log_proofs() {
+    for case in cases("own/tlog_proofs.jsonl") {
+        let policy = Policy::parse(text(&case, "policy").as_bytes()).unwrap();
+        let entry = text(&case, "entry").as_bytes();
+        let holds = LogProof::parse(text(&case, "proof").as_bytes()).is_ok_and(|proof| {
+            let enough = |quorum| !matches!(quorum, Quorum::Missed(_));
+            proof.verify(entry, policy.logs()).is_ok()
+                && policy.witnessed(proof.note.as_bytes()).is_ok_and(enough)
+        });
+        assert_eq!(holds, flag(&case, "ok"), "{case}");
+    }
+}
+
+#[test]
+fn golden_equivocation() {
+    for case in cases("own/equivocation.jsonl") {
+        let [a, b] = ["a", "b"].map(|note| text(&case, note).as_bytes());
+        let keys = [text(&case, "vkey").parse().unwrap()];
+        let found = relation(a, b, &keys, &digests(&case["proof"]).unwrap());
+        assert_eq!(found.as_str(), text(&case, "verdict"), "{case}");
+    }
 }

@@ -1,6 +1,7 @@
 //! Exit codes: what a script can tell apart.
 
 use crate::{
+    audit::{checks::Verdict, prove::ProveBundleError},
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
@@ -9,6 +10,7 @@ use crate::{
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
+const INCOMPLETE: u8 = 3;
 const AUTHENTICATION: u8 = 4;
 const NO_LEDGER: u8 = 10;
 const LOCKED: u8 = 11;
@@ -43,6 +45,14 @@ pub enum CliError {
     Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
+    #[error(transparent)]
+    Prove(#[from] ProveBundleError),
+    #[error("{path}: {source}")]
+    Policy { path: std::path::PathBuf, source: crate::merkle::policy::PolicyError },
+    #[error("the genesis is no round; with --tensor it is a state")]
+    GenesisRound,
+    #[error("{}", verdict_text(.0))]
+    Verdict(Verdict),
     #[error(
         "the log key lies outside the ledger, and a new one should too: name its place with \
          --new-log-key-file"
@@ -58,11 +68,35 @@ pub enum CliError {
     Demo(&'static str),
 }
 
+fn verdict_text(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "every required check passed",
+        Verdict::Incomplete => {
+            "incomplete: a required check was not done; the list says what it lacks. \
+             `--without CHECK` is for those you do not require"
+        }
+        Verdict::Mismatch => "a check failed: the list says which, and where",
+        Verdict::BadSignature => "a signature does not hold: the list says whose",
+    }
+}
+
 /// The exit code of `error`.
 pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
+        CliError::Prove(
+            ProveBundleError::NoTensor { .. }
+            | ProveBundleError::NoPiece { .. }
+            | ProveBundleError::NoSubmission { .. },
+        )
+        | CliError::Policy { .. }
+        | CliError::GenesisRound => USAGE,
+        CliError::Verdict(Verdict::Passed) => 0,
+        CliError::Verdict(Verdict::Incomplete) => INCOMPLETE,
+        CliError::Verdict(Verdict::Mismatch) => MISMATCH,
+        CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
         CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,

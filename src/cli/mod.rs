@@ -4,13 +4,16 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+mod audit;
 mod commands;
 mod demo;
 mod exit;
 mod gc;
 mod output;
 mod progress;
+mod prove;
 mod submit;
+mod verify;
 
 use crate::{
     ledger::At,
@@ -20,8 +23,8 @@ use crate::{
 /// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
 #[derive(Debug, Parser)]
 #[command(name = "gradledger", version, about, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 10 no ledger, 11 locked by another \
-writer,\n20 hash or replay mismatch, 21 bad signature, 130 interrupted.")]
+#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 incomplete, 10 no ledger, \
+11 locked by another writer,\n20 hash or replay mismatch, 21 bad signature, 130 interrupted.")]
 struct Cli {
     /// No progress, no talk.
     #[arg(long, short, global = true)]
@@ -57,6 +60,12 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Checks every claim of a ledger with keys from outside.
+    Audit(audit::AuditArgs),
+    /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
+    Prove(prove::ProveArgs),
+    /// Judges a bundle that `prove` made, with keys from outside and no ledger.
+    Verify(verify::VerifyArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
@@ -447,6 +456,9 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Audit(args) => audit::audit(args, &progress),
+        Command::Prove(args) => prove::prove(args, &progress),
+        Command::Verify(args) => verify::verify(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

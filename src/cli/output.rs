@@ -22,15 +22,16 @@ pub fn print<T: Serialize>(
     body: &T,
     text: impl FnOnce() -> String,
 ) -> Result<(), CliError> {
-    let text = if json {
-        let document = Document { schema_version: SCHEMA_VERSION, body };
-        let mut json = serde_json::to_string_pretty(&document).map_err(CliError::Json)?;
-        json.push('\n');
-        json
-    } else {
-        text()
-    };
+    let text = if json { document(body)? } else { text() };
     write(text.as_bytes())
+}
+
+/// `body` as one JSON document.
+pub fn document<T: Serialize>(body: &T) -> Result<String, CliError> {
+    let document = Document { schema_version: SCHEMA_VERSION, body };
+    let mut json = serde_json::to_string_pretty(&document).map_err(CliError::Json)?;
+    json.push('\n');
+    Ok(json)
 }
 
 /// Writes `bytes` to stdout.

@@ -9,7 +9,8 @@ use crate::{
     types::{
         digest::Digest,
         manifest::ManifestId,
-        record::{ACCEPTED_MAX, DispositionsId, LogEnd, Skipped},
+        record::{ACCEPTED_MAX, DispositionsId, Genesis, LogEnd, RoundRecord, Skipped},
+        rule::Rule,
         submission::{Content, Miner, Submission},
     },
 };
@@ -92,6 +93,34 @@ pub struct CheckedRound {
     pub deltas: Vec<(String, ManifestId)>,
 }
 
+/// What a record has to follow.
+#[derive(Clone, Copy, Debug)]
+pub struct Before<'a> {
+    /// Leaf hash of the record before, or of the genesis.
+    pub leaf: Digest,
+    /// The record before.
+    pub record: Option<&'a RoundRecord>,
+    /// What the run started from.
+    pub genesis: &'a Genesis,
+}
+
+impl<'a> Before<'a> {
+    /// What the record at `position` has to follow.
+    pub fn of(ledger: &'a Ledger, position: usize) -> Self {
+        let before = position.checked_sub(1).map(|at| &ledger.sealed()[at]);
+        Self {
+            leaf: before.map_or(ledger.run_id(), |sealed| sealed.leaf),
+            record: before.map(|sealed| &sealed.record),
+            genesis: ledger.genesis(),
+        }
+    }
+
+    /// The first submission that no record before disposes of.
+    pub fn window_start(&self) -> u64 {
+        self.record.map_or(0, |record| record.submissions.end)
+    }
+}
+
 /// Checks that each rotation of the log key names the submissions log as it was.
 ///
 /// # Errors
@@ -118,84 +147,152 @@ pub fn check_rotations(ledger: &Ledger) -> Result<(), LedgerError> {
 /// [`LedgerError::Disagrees`] with the first thing that does not follow.
 pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, LedgerError> {
     let Sealed { record, .. } = &ledger.sealed()[position];
+    let before = Before::of(ledger, position);
+    check_record(record, &before)?;
+    let submissions = check_window(ledger, record, &before)?;
+    for (index, submission) in &submissions {
+        check_statement(ledger.run_id(), record.round, *index, submission)?;
+    }
+    let checked = derive(record, &submissions);
+    check_dispositions(record, &checked)?;
+    Ok(checked)
+}
+
+/// Checks what a record says of the one before it, and its lists.
+///
+/// # Errors
+///
+/// The first thing that does not follow.
+pub fn check_record(record: &RoundRecord, before: &Before<'_>) -> Result<(), Disagreement> {
     let round = record.round;
-    let before = position.checked_sub(1).map(|at| &ledger.sealed()[at]);
-    let (leaf, base, start) = match before {
-        Some(s) => (s.leaf, s.record.next, s.record.submissions.end),
-        None => (ledger.run_id(), ledger.genesis().model, 0),
-    };
-    if let Some(before) = before.map(|s| s.record.round).filter(|&before| before >= round) {
-        return Err(Disagreement::Order { round, before }.into());
+    if let Some(before) = before.record.map(|r| r.round).filter(|&before| before >= round) {
+        return Err(Disagreement::Order { round, before });
     }
-    if record.previous != leaf {
-        let (expected, found) = (leaf, record.previous);
-        return Err(Disagreement::Previous { round, expected, found }.into());
+    if record.previous != before.leaf {
+        let (expected, found) = (before.leaf, record.previous);
+        return Err(Disagreement::Previous { round, expected, found });
     }
+    let base = before.record.map_or(before.genesis.model, |before| before.next);
     if record.base != base {
-        let (expected, found) = (base, record.base);
-        return Err(Disagreement::Base { round, expected, found }.into());
+        return Err(Disagreement::Base { round, expected: base, found: record.base });
     }
-    if record.rule != ledger.genesis().rule {
-        return Err(Disagreement::Rule { round }.into());
+    if record.rule != before.genesis.rule {
+        return Err(Disagreement::Rule { round });
     }
     // Each once and ascending, or one round would have several records.
     if let Some(pair) = record.skipped.windows(2).find(|pair| pair[0].tensor >= pair[1].tensor) {
-        return Err(Disagreement::SkippedOrder { round, tensor: pair[1].tensor }.into());
+        return Err(Disagreement::SkippedOrder { round, tensor: pair[1].tensor });
     }
     for list in [&record.listed, &record.reserve] {
         let mut seen = BTreeSet::new();
         if let Some(&miner) = list.iter().find(|miner| !seen.insert(**miner)) {
-            return Err(Disagreement::Twice { round, miner }.into());
+            return Err(Disagreement::Twice { round, miner });
         }
     }
-    let window = record.submissions;
-    if window.start != start || window.end < start || window.end > ledger.submissions_log().size() {
-        let (start, end) = (window.start, window.end);
-        return Err(Disagreement::Window { round, expected: start, start, end }.into());
+    Ok(())
+}
+
+/// Checks that a record's window touches the one before and ends at the log's root; gives its
+/// submissions.
+///
+/// # Errors
+///
+/// [`LedgerError::Disagrees`], or that an entry does not read.
+pub fn check_window(
+    ledger: &Ledger,
+    record: &RoundRecord,
+    before: &Before<'_>,
+) -> Result<Vec<(u64, Submission)>, LedgerError> {
+    let (log, window) = (ledger.submissions_log(), record.submissions);
+    window_bounds(record, before.window_start(), log.size())?;
+    let root = log.root_at(window.end)?;
+    window_root(record, root)?;
+    ledger.submissions(window.start..window.end)
+}
+
+/// Checks where a record's window starts and that it ends within the log.
+///
+/// # Errors
+///
+/// [`Disagreement::Window`].
+pub fn window_bounds(
+    record: &RoundRecord,
+    expected: u64,
+    log_size: u64,
+) -> Result<(), Disagreement> {
+    let (round, start, end) = (record.round, record.submissions.start, record.submissions.end);
+    if start != expected || end < start || end > log_size {
+        return Err(Disagreement::Window { round, expected, start, end });
     }
-    let expected = ledger.submissions_log().root_at(window.end)?;
-    if window.root_at_end != expected {
-        let (end, found) = (window.end, window.root_at_end);
-        return Err(Disagreement::WindowRoot { round, end, expected, found }.into());
+    Ok(())
+}
+
+/// Compares the root that the submissions log had at the window's end.
+///
+/// # Errors
+///
+/// [`Disagreement::WindowRoot`].
+pub fn window_root(record: &RoundRecord, expected: Digest) -> Result<(), Disagreement> {
+    let (round, end, found) =
+        (record.round, record.submissions.end, record.submissions.root_at_end);
+    if found != expected {
+        return Err(Disagreement::WindowRoot { round, end, expected, found });
     }
-    let submissions = ledger.submissions(window.start..window.end)?;
-    for (index, submission) in &submissions {
-        if let Submission::Signed(signed) = submission {
-            statement_of(ledger.run_id(), signed)
-                .verify(&signed.signature.0)
-                .map_err(|source| Disagreement::Signature { round, index: *index, source })?;
-        }
-    }
-    let checked = derive(ledger, record, submissions);
+    Ok(())
+}
+
+/// Checks the signature of a miner's statement; a fetched file has none.
+///
+/// # Errors
+///
+/// [`Disagreement::Signature`].
+pub fn check_statement(
+    run: Digest,
+    round: u64,
+    index: u64,
+    submission: &Submission,
+) -> Result<(), Disagreement> {
+    let Submission::Signed(signed) = submission else { return Ok(()) };
+    let verified = statement_of(run, signed).verify(&signed.signature.0);
+    verified.map_err(|source| Disagreement::Signature { round, index, source })
+}
+
+/// Compares the derived dispositions with the record's, and what must hold without any accepted.
+///
+/// # Errors
+///
+/// The first thing that does not follow.
+pub fn check_dispositions(
+    record: &RoundRecord,
+    checked: &CheckedRound,
+) -> Result<(), Disagreement> {
+    let round = record.round;
     let (expected, found) = (dispositions_id(&checked.disposed.dispositions), record.dispositions);
     if expected != found {
-        return Err(Disagreement::Dispositions { round, expected, found }.into());
+        return Err(Disagreement::Dispositions { round, expected, found });
     }
     if checked.deltas.len() > ACCEPTED_MAX {
-        return Err(Disagreement::TooMany { round, accepted: checked.deltas.len() }.into());
+        return Err(Disagreement::TooMany { round, accepted: checked.deltas.len() });
     }
     let unchanged = record.next == record.base && record.skipped.is_empty();
     if checked.deltas.is_empty() && !unchanged {
-        return Err(Disagreement::Unfounded { round }.into());
+        return Err(Disagreement::Unfounded { round });
     }
-    Ok(checked)
+    Ok(())
 }
 
-/// What the record's own parts and the submissions give; nothing is compared.
-pub(super) fn derive(
-    ledger: &Ledger,
-    record: &crate::types::record::RoundRecord,
-    submissions: Vec<(u64, Submission)>,
-) -> CheckedRound {
+/// Derives a round's dispositions from its submissions.
+pub fn derive(record: &RoundRecord, submissions: &[(u64, Submission)]) -> CheckedRound {
+    let Rule::SparseMeanSgd(rule) = &record.rule;
     let expected = Expected {
         round: record.round,
         base: record.base,
         listed: &record.listed,
         reserve: &record.reserve,
-        dialect: ledger.rule().dialect,
+        dialect: rule.dialect,
     };
-    let dispositions = dispose(expected, &submissions);
-    let deltas = accepted_deltas(&dispositions, &submissions);
+    let dispositions = dispose(expected, submissions);
+    let deltas = accepted_deltas(&dispositions, submissions);
     let disposed = Disposed {
         round: record.round,
         previous: record.previous,

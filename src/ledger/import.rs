@@ -22,7 +22,7 @@ use crate::{
         zip::{Archive, Verified},
     },
     intake::{
-        admit::{Admission, Expected, Opened, admit},
+        admit::{Admission, AdmitError, Expected, Opened, admit},
         dispose,
     },
     store::{StoreError, open_round::OpenRound, quarantine},
@@ -350,20 +350,13 @@ impl Import {
         if let Some((_, stated)) = self.stated.iter().find(same).filter(|(_, s)| kept(&s.outcome)) {
             return Ok(Fetched { file: statement.file, ..stated.clone() });
         }
-        let gradient;
-        let opened = match &self.aggregator {
-            Some(aggregator) => Ok(aggregator.opened(uid)),
-            None => {
-                gradient = GradientFile::open(source.clone())
-                    .map_err(|error| crc_comes_first(&source, error));
-                gradient.as_ref().map(|file| {
-                    let (archive, delta) = (file.archive(), file.delta());
-                    Opened { archive, delta, alone: true }
-                })
-            }
-        };
         let expected = Expected { layout: &self.layout, rule: &self.rule, round: self.round };
-        let outcome = match admit(opened, expected, place, &format!("uid-{uid}"))? {
+        let scratch = format!("uid-{uid}");
+        let admission = match &self.aggregator {
+            Some(aggregator) => admit(Ok(aggregator.opened(uid)), expected, place, &scratch)?,
+            None => admit_gradient(&source, expected, place, &scratch)?,
+        };
+        let outcome = match admission {
             Admission::Delta(id) => Outcome::Delta(id),
             Admission::Refused(refusal) => {
                 let (files, digest) = (&*place.files, statement.source_sha256);
@@ -537,6 +530,47 @@ fn crc_comes_first(source: &Arc<dyn Source>, error: TemplarError) -> TemplarErro
     let checked = Archive::open(source.clone())
         .and_then(|archive| archive.verify_rest(&mut Verified::none(archive.entries().len())));
     checked.map_or_else(|found| TorchError::from(found).into(), |()| error)
+}
+
+/// Checks a miner's own gradient file and stores its delta.
+///
+/// # Errors
+///
+/// As [`admit`].
+pub fn admit_gradient(
+    source: &Arc<dyn Source>,
+    expected: Expected<'_>,
+    place: &crate::store::place::Place,
+    scratch: &str,
+) -> Result<Admission, AdmitError> {
+    let gradient =
+        GradientFile::open(source.clone()).map_err(|error| crc_comes_first(source, error));
+    let opened = gradient.as_ref().map(|file| {
+        let (archive, delta) = (file.archive(), file.delta());
+        Opened { archive, delta, alone: true }
+    });
+    admit(opened, expected, place, scratch)
+}
+
+/// Checks the part of `uid` in a file of many miners and stores its delta; nothing where the file is
+/// no such file or has no such part.
+///
+/// # Errors
+///
+/// As [`admit`].
+pub fn admit_part(
+    source: &Arc<dyn Source>,
+    uid: u16,
+    expected: Expected<'_>,
+    place: &crate::store::place::Place,
+    scratch: &str,
+) -> Result<Option<Admission>, AdmitError> {
+    let Ok(file) = AggregatorFile::open(source.clone()) else { return Ok(None) };
+    let Some((_, delta)) = file.deltas().iter().find(|(of, _)| *of == uid) else {
+        return Ok(None);
+    };
+    let opened = Opened { archive: file.archive(), delta, alone: false };
+    admit(Ok(opened), expected, place, scratch).map(Some)
 }
 
 /// A source read front to back.

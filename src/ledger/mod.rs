@@ -486,7 +486,11 @@ fn check_genesis(genesis: &Genesis) -> Result<(), LedgerError> {
 }
 
 /// A pool of `threads` threads; 0 means one a core.
-fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, LedgerError> {
+///
+/// # Errors
+///
+/// [`LedgerError::Threads`] if the system refuses.
+pub fn thread_pool(threads: usize) -> Result<rayon::ThreadPool, LedgerError> {
     rayon::ThreadPoolBuilder::new()
         .num_threads(threads)
         .thread_name(|n| format!("fold-{n}"))

@@ -300,7 +300,12 @@ fn wanted_tensors<'a>(
     }
 }
 
-fn open_deltas(
+/// The stored deltas of a checked round in ledger order, laid out as the model is.
+///
+/// # Errors
+///
+/// [`Disagreement::Layout`], or that one is not stored.
+pub fn open_deltas(
     place: &Place,
     layout: &Layout,
     round: u64,
@@ -317,7 +322,11 @@ fn open_deltas(
 }
 
 /// The whole plan, derived from the deltas and compared with the record's root.
-fn derive_plan(
+///
+/// # Errors
+///
+/// [`Disagreement::Plan`], or what reading the deltas gives.
+pub fn derive_plan(
     ledger: &Ledger,
     layout: &Layout,
     record: &RoundRecord,
@@ -353,7 +362,11 @@ fn first_row_that_differs(
 }
 
 /// The plan as it is stored, compared with the record's root.
-pub(super) fn stored_plan(
+///
+/// # Errors
+///
+/// [`Disagreement::Plan`], or that it is not stored.
+pub fn stored_plan(
     ledger: &Ledger,
     layout: &Layout,
     record: &RoundRecord,

@@ -319,7 +319,7 @@ fn newest_report(ledger: &Ledger, already: bool) -> Result<SealReport, LedgerErr
     let Sealed { record, leaf, .. } = &ledger.sealed()[position];
     let window = record.submissions;
     let (submissions, layout) = (ledger.submissions(window.start..window.end)?, ledger.layout()?);
-    let dispositions = derive(ledger, record, submissions.clone()).disposed.dispositions;
+    let dispositions = derive(record, &submissions).disposed.dispositions;
     let file = |index: Option<u64>| {
         let (_, submission) = submissions.iter().find(|(at, _)| Some(*at) == index)?;
         submission.file().map(str::to_owned)

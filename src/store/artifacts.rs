@@ -50,6 +50,15 @@ impl ArtifactReader {
         self.reader.read_exact(buffer).map_err(|error| named(&self.what, error))
     }
 
+    /// Makes the next read start at `offset`; the piece that holds it is checked whole.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Artifact`] beyond the end.
+    pub fn seek_to(&mut self, offset: u64) -> Result<(), StoreError> {
+        self.reader.seek_to(offset).map_err(|error| named(&self.what, error))
+    }
+
     /// Reads and checks what is left.
     ///
     /// # Errors

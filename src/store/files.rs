@@ -205,6 +205,58 @@ impl Files for Disk {
     }
 }
 
+/// A place that keeps nothing: for a step that is done again for its answer alone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Nowhere;
+
+impl WriteFile for io::Sink {
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Files for Nowhere {
+    fn create(&self, _: &Path) -> io::Result<Box<dyn WriteFile>> {
+        Ok(Box::new(io::sink()))
+    }
+
+    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.create(path)
+    }
+
+    fn open(&self, _: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn rename(&self, _: &Path, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn remove_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn create_dir_all(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn sync_dir(&self, _: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn list(&self, _: &Path) -> io::Result<Vec<PathBuf>> {
+        Ok(Vec::new())
+    }
+
+    fn exists(&self, _: &Path) -> io::Result<bool> {
+        Ok(false)
+    }
+}
+
 /// Another door's files, each of them open only while it is read: so that any number can be in use.
 ///
 /// For what is compared with its digest as it is read: a name may stand for another file next time.

@@ -11,7 +11,9 @@ use crate::{
         head::TreeHead,
         note::{SignedNote, VerifierKey},
         tile::{BundleId, TILE_WIDTH, TileId},
-        tree::{LEAVES_MAX, ProveError, consistency_proof, inclusion_proof, root_at},
+        tree::{
+            LEAVES_MAX, Nodes, ProveError, consistency_proof, edge_nodes, inclusion_proof, root_at,
+        },
     },
     store::files::Files,
     types::digest::Digest,
@@ -143,6 +145,19 @@ impl LogReader {
         self.check_size(size)?;
         let root = root_at(size, &self.dir.nodes(self.size()));
         root.map_err(|error| self.dir.node_error(error))
+    }
+
+    /// The right edge that the tree had at `size`: roots of the perfect subtrees that it is made of,
+    /// the largest first.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Beyond`] if the head has fewer entries.
+    pub fn edge_at(&self, size: u64) -> Result<Vec<Digest>, LogError> {
+        self.check_size(size)?;
+        let nodes = self.dir.nodes(self.size());
+        let edge = edge_nodes(size).map(|(level, index)| nodes.node(level, index));
+        edge.collect::<Result<_, _>>().map_err(|error| self.dir.node_error(error))
     }
 
     /// The proof that entry `index` is in the tree of `size` entries.

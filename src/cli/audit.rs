@@ -1,0 +1,160 @@
+//! `audit`: every claim of a ledger checked with trust from outside.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
+
+use clap::Args;
+
+use crate::{
+    audit::{
+        prove::{Target, prove, prove_heads},
+        report::{Evidence, Report, RunView},
+        run::{AuditOptions, audit as audit_ledger},
+        sample::PIECES_MAX,
+    },
+    ledger::{Ledger, seal::FoldOptions},
+    store::files::{Disk, create_dir_durable, write_whole},
+    types::{digest::Digest, progress::Progress},
+};
+
+use super::{
+    FoldArgs, RoundRange,
+    exit::CliError,
+    output::{document, print},
+    verify::{TrustArgs, ended, lines_text},
+};
+
+#[derive(Debug, Args)]
+pub struct AuditArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    #[command(flatten)]
+    trust: TrustArgs,
+    /// These rounds [default: all].
+    #[arg(long, value_name = "A[..B]")]
+    rounds: Option<RoundRange>,
+    /// This tensor alone.
+    #[arg(long, value_name = "NAME")]
+    tensor: Option<String>,
+    /// So many pieces of 64 KiB drawn at random, not all.
+    #[arg(long, value_name = "N", requires = "seed", value_parser = clap::value_parser!(u64).range(..=PIECES_MAX))]
+    sample: Option<u64>,
+    /// What the pieces are drawn from: choose it after the ledger was published.
+    #[arg(long, value_name = "HEX", requires = "sample", value_parser = seed)]
+    seed: Option<Seed>,
+    /// A sample, too, derives plans: that reads whole deltas.
+    #[arg(long, requires = "sample")]
+    plan: bool,
+    /// Where you keep the newest head of each log; what is audited has to continue them.
+    #[arg(long, value_name = "DIR", env = "GRADLEDGER_HEADS")]
+    heads: Option<PathBuf>,
+    /// Where to put evidence: bundles that `verify` refutes although their signatures hold.
+    #[arg(long, value_name = "DIR")]
+    evidence: Option<PathBuf>,
+    /// Also writes the report to this file.
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    fold: FoldArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Bytes in hex.
+#[derive(Debug, Clone)]
+pub struct Seed(Vec<u8>);
+
+fn seed(text: &str) -> Result<Seed, String> {
+    let wrong = || format!("{text:?} is not 1 to 32 bytes in hex digits");
+    let pair = |at: usize| text.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+    let plain = text.bytes().all(|b| b.is_ascii_hexdigit());
+    if !plain || text.is_empty() || !text.len().is_multiple_of(2) || text.len() > 64 {
+        return Err(wrong());
+    }
+    (0..text.len()).step_by(2).map(pair).collect::<Option<_>>().map(Seed).ok_or_else(wrong)
+}
+
+pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let trust = args.trust.read()?;
+    let sample = args.sample.zip(args.seed.clone()).map(|(count, Seed(seed))| (count, seed));
+    let options = AuditOptions {
+        rounds: args.rounds.map(|range| range.first..=range.last),
+        tensor: args.tensor.clone(),
+        sample,
+        plan: args.plan,
+        heads: args.heads.as_deref(),
+        fold: FoldOptions::from(&args.fold),
+    };
+    let (started, clock) = (SystemTime::now(), Instant::now());
+    let mut report = audit_ledger(Arc::new(Disk), &args.ledger, &options, &trust, progress)?;
+    report.run = Some(RunView {
+        started: started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
+        seconds: clock.elapsed().as_secs_f64(),
+        version: env!("CARGO_PKG_VERSION"),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .map_or_else(|_| String::new(), |name| name.trim().to_owned()),
+        threads: args.fold.threads,
+    });
+    if let Some(path) = &args.report {
+        let io = |source| CliError::Io { path: path.clone(), source };
+        write_whole(&Disk, path, document(&report)?.as_bytes()).map_err(io)?;
+    }
+    if let Some(dir) = &args.evidence {
+        keep_evidence(&args.ledger, dir, &report.evidence, progress)?;
+    }
+    print(args.json, &report, || text(&report))?;
+    ended(report.verdict)
+}
+
+/// Writes a bundle for each piece of evidence.
+fn keep_evidence(
+    ledger: &Path,
+    dir: &Path,
+    evidence: &[Evidence],
+    progress: &dyn Progress,
+) -> Result<(), CliError> {
+    let io = |source| CliError::Io { path: dir.to_owned(), source };
+    for found in evidence {
+        let (name, bytes) = match found {
+            Evidence::Fork { origin, kept, published } => {
+                let name = format!("fork-{}.tar", Digest::of(origin.as_bytes()));
+                (name, prove_heads(kept, published, Vec::new(), Vec::new())?)
+            }
+            Evidence::Round(round) => {
+                let ledger = Ledger::open(ledger)?;
+                let target = Target::Round(*round);
+                match prove(&ledger, &target, Vec::new(), progress) {
+                    Ok(bytes) => (format!("round-{round}.tar"), bytes),
+                    // Without the dispositions that its root is of, the lie cannot be shown alone.
+                    Err(error) => {
+                        progress.note(&format!("no evidence of round {round}: {error}"));
+                        continue;
+                    }
+                }
+            }
+        };
+        create_dir_durable(&Disk, dir).map_err(io)?;
+        write_whole(&Disk, &dir.join(&name), &bytes).map_err(io)?;
+        progress.note(&format!("evidence: {}", dir.join(name).display()));
+    }
+    Ok(())
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    if let Some(subject) = &report.subject {
+        text += &format!("run {} {}\n", subject.run, subject.run_id);
+    }
+    if let Some(sample) = &report.scope.sample {
+        text += &format!("{} of {} pieces, seed {}\n", sample.pieces, sample.of, sample.seed);
+        for missed in &sample.missed {
+            let percent = missed.wrong_per_million as f64 / 10_000.0;
+            text += &format!("  {percent} % wrong: missed with {}\n", missed.probability);
+        }
+    }
+    text + &lines_text(&report.checks)
+}
