@@ -1,11 +1,19 @@
 //! The index in sled: the default.
 
-use std::path::Path;
+use std::{
+    io,
+    path::Path,
+    thread,
+    time::{Duration, Instant},
+};
 
 use super::{Index, IndexError, Pair};
 
 /// Most memory that sled's cache takes.
 const CACHE_BYTES: u64 = 32 << 20;
+
+/// How long the lock of an index that was just closed is waited for.
+const LOCK_WAIT: Duration = Duration::from_secs(2);
 
 /// An index in a directory of sled's files.
 pub struct SledIndex {
@@ -31,8 +39,25 @@ impl SledIndex {
             .mode(sled::Mode::HighThroughput)
             // Its flush makes nothing durable, so nobody waits for one.
             .flush_every_ms(None);
-        Ok(Self { db: config.open()? })
+        let start = Instant::now();
+        loop {
+            match config.open() {
+                // Only the ledger's one writer opens its index. The lock on its file may outlive the
+                // close for a moment, though: a child that is being started holds a copy until it
+                // has become another program.
+                Err(error) if is_locked(&error) && start.elapsed() < LOCK_WAIT => {
+                    thread::sleep(Duration::from_millis(10));
+                }
+                opened => return Ok(Self { db: opened? }),
+            }
+        }
     }
+}
+
+/// Whether another has the database open. Sled wraps the system's answer in words of its own.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(io) if io.kind() == io::ErrorKind::WouldBlock
+        || io.to_string().starts_with("could not acquire lock"))
 }
 
 impl Index for SledIndex {
