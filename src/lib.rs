@@ -7,6 +7,7 @@
 
 pub mod cli;
 pub mod codec;
+pub mod delta;
 pub mod export;
 pub mod fold;
 pub mod import;

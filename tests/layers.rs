@@ -13,7 +13,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (1, &["types"]),
     (2, &["codec", "merkle"]),
     (3, &["store", "import"]),
-    (4, &["intake", "plan", "fold", "seal", "export"]),
+    (4, &["delta", "intake", "plan", "fold", "seal", "export"]),
     (5, &["ledger"]),
     (7, &["cli"]),
 ];
@@ -37,7 +37,7 @@ const HOMES: [(&str, &[&str]); 18] = [
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
-    ("rayon", &["fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
+    ("rayon", &["delta/", "fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
 ];
 
 fn sources(below: &Path, found: &mut Vec<PathBuf>) {

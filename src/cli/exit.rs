@@ -1,6 +1,7 @@
 //! Exit codes: what a script can tell apart.
 
 use crate::{
+    delta::DeltaError,
     import::checkpoint::ImportError,
     ledger::LedgerError,
     merkle::{head::HeadError, note::NoteError},
@@ -23,6 +24,12 @@ pub enum CliError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    #[error("a checkpoint has no rounds: give --round")]
+    NoRound,
+    #[error("{option} {given} is not the ledger's, which is {ours}; leave it out")]
+    NotTheLedgers { option: &'static str, given: u64, ours: u64 },
     #[error("writing JSON: {0}")]
     Json(serde_json::Error),
     #[error("writing to stdout: {0}")]
@@ -52,6 +59,8 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::Delta(error) => delta_code(error),
+        CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -78,6 +87,22 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
         | LedgerError::Peers(_) => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn delta_code(error: &DeltaError) -> u8 {
+    match error {
+        DeltaError::Store(error) => store_code(error),
+        DeltaError::Rule(_)
+        | DeltaError::Round { .. }
+        | DeltaError::Decay { .. }
+        | DeltaError::Nothing
+        | DeltaError::Missing { .. }
+        | DeltaError::Shape { .. }
+        | DeltaError::Behind { .. }
+        | DeltaError::Other { .. }
+        | DeltaError::Occupied { .. } => USAGE,
         _ => FAILURE,
     }
 }
