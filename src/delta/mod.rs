@@ -209,6 +209,10 @@ impl Sweep<'_> {
                 return Err(DeltaError::Gone { path, round, delta });
             }
             Published::open(self.files, output)?.expect(self.job, done.delta())?;
+            // Whoever made it may have been killed before its name was durable.
+            for path in [output.path, done.path()] {
+                self.files.sync_dir(output::parent(path)).map_err(DeltaError::io(path))?;
+            }
         }
         let (delta, tensors) = (done.delta(), Vec::new());
         Ok(DeltaReport { made, delta, already_made: true, tensors, total: None })
