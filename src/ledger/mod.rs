@@ -16,6 +16,7 @@ pub mod replay;
 pub mod seal;
 pub mod show;
 pub mod submit;
+pub mod tables;
 pub mod writer;
 
 use crate::{

@@ -26,7 +26,9 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, check::accepted_deltas, thread_pool, writer::LedgerWriter};
+use super::{
+    Ledger, LedgerError, check::accepted_deltas, tables, thread_pool, writer::LedgerWriter,
+};
 
 /// How to run a fold.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +110,10 @@ pub fn seal(
     store_scalars(writer.ledger().place(), &record, &layout, plan, &disposed.dispositions)
         .map_err(StoreError::from)?;
     writer.append_round(&record)?;
+    // The round is sealed. Tables are made from it and can be made again.
+    if let Err(error) = tables::update(writer) {
+        progress.note(&format!("the tables were not brought up to date: {error}"));
+    }
     Ok(report(writer.ledger(), &folded, &submissions, &layout))
 }
 

@@ -42,6 +42,11 @@ impl Place {
         self.root.join("open-round.json")
     }
 
+    /// Tables to query, made from the rest.
+    pub fn tables(&self) -> PathBuf {
+        self.root.join("tables")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

@@ -18,7 +18,7 @@ use parquet::{
         page::{CompressedPage, Page, PageWriteSpec, PageWriter},
         writer::{get_column_writer, get_typed_column_writer},
     },
-    data_type::DataType,
+    data_type::{DataType, Int64Type},
     errors::ParquetError,
     file::{
         metadata::{
@@ -33,7 +33,7 @@ use parquet::{
     schema::types::SchemaDescPtr,
 };
 
-use super::error::SegmentError;
+use super::{error::SegmentError, footer::SegmentFile};
 use crate::store::files::{Files, WriteFile};
 
 /// Version of the Parquet format that the files claim: data pages of version 1.
@@ -170,6 +170,59 @@ impl Draft {
         };
         let closed = write(&mut self.out).map_err(|source| self.failed(source))?;
         self.end_column(closed.metadata, closed.offset_index, closed.rows_written)
+    }
+
+    /// Writes the next column as lists of integers: the first of each at repetition level 0, the
+    /// others at 1; an empty one undefined.
+    pub(super) fn lists<'a>(
+        &mut self,
+        lists: impl Iterator<Item = &'a [u64]>,
+    ) -> Result<(), SegmentError> {
+        let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
+        for list in lists {
+            let levels = list.len().max(1);
+            values.extend(list.iter().map(|&value| value as i64));
+            definition.extend(std::iter::repeat_n(i16::from(!list.is_empty()), levels));
+            repetition.extend((0..levels).map(|at| i16::from(at > 0)));
+        }
+        self.column::<Int64Type>(&values, Some(&definition), Some(&repetition))
+    }
+
+    /// Copies a row group of a file with the same schema, as its bytes are.
+    pub(super) fn copy(
+        &mut self,
+        from: &SegmentFile,
+        row_group: usize,
+    ) -> Result<(), SegmentError> {
+        for column in 0..self.schema.num_columns() {
+            let (group, chunk) = from.whole_chunk(row_group, column)?;
+            let rows = group.num_rows();
+            let locations = from.locations(row_group, column, chunk)?;
+            let start = chunk.data_page_offset();
+            let mut bytes = vec![0; chunk.compressed_size() as usize]; // Within the file.
+            from.file
+                .read_exact_at(&mut bytes, start as u64)
+                .map_err(SegmentError::io(&from.path))?;
+            self.begin_column();
+            let moved = self.out.bytes_written() as i64 - start;
+            self.out.write_all(&bytes).map_err(SegmentError::io(&self.path))?;
+            let mut index = OffsetIndexBuilder::new();
+            let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([rows]);
+            for (page, end) in locations.iter().zip(ends) {
+                index.append_offset_and_size(page.offset + moved, page.compressed_page_size);
+                index.append_row_count(end - page.first_row_index);
+            }
+            let copied = ColumnChunkMetaData::builder(self.schema.column(column))
+                .set_encodings(chunk.encodings().collect())
+                .set_num_values(chunk.num_values())
+                .set_total_compressed_size(chunk.compressed_size())
+                .set_total_uncompressed_size(chunk.uncompressed_size())
+                .set_data_page_offset(start + moved)
+                .build()
+                .map_err(|source| self.failed(source))?;
+            self.end_column(copied, Some(index.build()), rows as u64)?;
+        }
+        Ok(())
     }
 
     /// Writes the footer and syncs the file.

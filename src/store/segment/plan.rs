@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use parquet::{
     basic::{Repetition, Type as Physical},
-    data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type},
+    data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type},
     schema::types::SchemaDescPtr,
 };
 
@@ -84,21 +84,10 @@ fn write_rows(
     let factors: Vec<_> = plan.rows.iter().map(factor).collect();
     draft.column::<FloatType>(&factors, None, None)?;
     draft.column::<Int32Type>(&vec![0; plan.rows.len()], None, None)?;
-    write_counts(draft, &plan.rows)?;
+    draft.lists(plan.rows.iter().map(|row| row.counts.as_slice()))?;
     let mut rows = Chunk::new(Plan::row_bytes(plan.bins), PAGE_BYTES_MAX);
     rows.write(draft, &plan.to_bytes())?;
     rows.finish(draft)
-}
-
-/// A list a row: its first count at repetition level 0, the others at 1; an empty one undefined.
-fn write_counts(draft: &mut Draft, rows: &[PlanRow]) -> Result<(), SegmentError> {
-    let counts: Vec<i64> = rows.iter().flat_map(|row| &row.counts).map(|&c| c as i64).collect();
-    let lists = || rows.iter().map(|row| row.counts.len());
-    let definition: Vec<i16> =
-        lists().flat_map(|n| std::iter::repeat_n(i16::from(n > 0), n.max(1))).collect();
-    let repetition: Vec<i16> =
-        lists().flat_map(|n| (0..n.max(1)).map(|at| i16::from(at > 0))).collect();
-    draft.column::<Int64Type>(&counts, Some(&definition), Some(&repetition))
 }
 
 /// As it is hashed: one NaN.
