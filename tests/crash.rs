@@ -65,6 +65,16 @@ fn a_second_round_survives() {
     survives(&LedgerScenario::new(&fixture, "second round", &before, &steps));
 }
 
+/// The logs are cut while the index, which no cut reaches, stays as some earlier life left it: of the
+/// same logs, shorter or longer.
+#[test]
+fn the_index_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Index, Step::Seal(ROUNDS[0]), Step::Index];
+    survives(&LedgerScenario::new(&fixture, "index rebuild", &before, &steps));
+}
+
 /// The first calls after a cut: recovery, cut in turn.
 #[test]
 fn reopening_survives() {

@@ -19,6 +19,8 @@ use std::{
 use common::{
     Random,
     ledger::{Fixture, ROUNDS, Step},
+    model::all_files,
+    signed::{SignedRun, document},
 };
 use gradledger::{
     ledger::{At, Ledger, fsck::fsck, seal::FoldOptions},
@@ -47,7 +49,7 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             add("--json");
         }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
-        Step::Open => unreachable!("no command opens and does nothing else"),
+        Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
         match word.as_str() {
@@ -192,6 +194,74 @@ fn a_kill_at_any_moment_loses_nothing() {
     }
     println!("crash: {killed} kills, {done_before} commands that were done before theirs");
     assert!(killed > 0, "no command was killed");
+}
+
+/// Kills `submit` while it makes the index anew, over and over; then an older copy of the index is put
+/// in its place, or its files are scrambled, or it is left as the kill left it. The statement's
+/// answer stays the same.
+#[test]
+fn a_kill_while_the_index_is_made_anew_changes_no_answer() {
+    let kills = std::env::var("GRADLEDGER_CRASH_KILLS")
+        .map_or(12, |n: String| n.parse::<u64>().unwrap().div_ceil(4));
+    let seed = 10;
+    println!("seed {seed}");
+    let (run, mut random) = (SignedRun::new(), Random(seed));
+    let first = document(&mut run.submit("delta.pt"));
+    run.append_fetched(2000);
+    run.seal(1);
+    let (index, older) = (run.ledger().join("index"), run.path("older"));
+    document(&mut run.submit("delta.pt"));
+    copy_all(&index, &older);
+    run.append_fetched(2000);
+    // How long it takes from nothing.
+    fs::remove_dir_all(&index).unwrap();
+    let start = Instant::now();
+    document(&mut run.submit("delta.pt"));
+    let took = start.elapsed();
+    let log = run.open().submissions_log().head().clone();
+    let (mut killed, mut unmarked, mut turn) = (0, 0, 0);
+    while killed < kills {
+        assert!(turn < 10 * kills, "commands are done before they are killed");
+        turn += 1;
+        // Mostly from nothing, else from what the last turn left.
+        if index.exists() && turn % 4 != 0 {
+            fs::remove_dir_all(&index).unwrap();
+        }
+        let mut child = run.submit("delta.pt");
+        let mut child = child.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        thread::sleep(took.mul_f64(random.below(1000) as f64 / 1200.0));
+        child.kill().unwrap();
+        if child.wait().unwrap().success() {
+            continue;
+        }
+        killed += 1;
+        unmarked += u64::from(index.exists() && !index.join("closed").exists());
+        match turn % 3 {
+            0 => {}
+            1 => {
+                fs::remove_dir_all(&index).unwrap_or_default();
+                copy_all(&older, &index);
+            }
+            _ if index.exists() => {
+                for path in all_files(&index) {
+                    let bytes: Vec<u8> = fs::read(&path).unwrap();
+                    let other = bytes.iter().map(|byte| byte ^ (random.next() as u8));
+                    fs::write(path, other.collect::<Vec<u8>>()).unwrap();
+                }
+            }
+            _ => {}
+        }
+        if random.below(2) == 0 {
+            continue;
+        }
+        let again = document(&mut run.submit("delta.pt"));
+        assert_eq!(again["receipt"]["index"], first["receipt"]["index"]);
+        assert_eq!(again["receipt"]["entry"], first["receipt"]["entry"]);
+        assert_eq!(again["rejected"], Value::Null);
+        assert_eq!(run.open().submissions_log().head(), &log, "nothing is appended");
+    }
+    println!("crash: {killed} kills, {unmarked} of them with the index open");
+    assert!(unmarked > 0, "no kill came while the index was open");
 }
 
 /// A small file system of its own, unmounted at the end.

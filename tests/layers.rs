@@ -19,7 +19,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 18] = [
+const HOMES: [(&str, &[&str]); 20] = [
     ("parquet", &["store/segment/"]),
     ("bytes", &["store/segment/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
@@ -37,6 +37,8 @@ const HOMES: [(&str, &[&str]); 18] = [
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("sled", &["store/index/sled.rs"]),
+    ("rocksdb", &["store/index/rocks.rs"]),
     ("rayon", &["delta/", "fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
 ];
 

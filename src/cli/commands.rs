@@ -8,7 +8,7 @@ use crate::{
     export::{ExportDtype, export as export_checkpoint},
     import::templar::PeersFile,
     ledger::{
-        At, Ledger,
+        At, Ledger, LedgerError,
         diff::{TensorDiff, diff as diff_states},
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
@@ -16,9 +16,10 @@ use crate::{
         replay::{ReplayOptions, replay as replay_rounds},
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
+        submit::statement_of,
         writer::LedgerWriter,
     },
-    store::files::Disk,
+    store::{files::Disk, log::LogError},
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -237,7 +238,7 @@ struct ExportedFile {
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
     let state = ledger.state(args.round)?;
-    let checkpoint = ledger.checkpoint(state).map_err(crate::ledger::LedgerError::from)?;
+    let checkpoint = ledger.checkpoint(state).map_err(LedgerError::from)?;
     let dtype = match args.dtype {
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
@@ -246,7 +247,7 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let files = &*ledger.place().files;
     let written =
         export_checkpoint(&checkpoint, dtype, args.shard_bytes, files, &args.out, progress)
-            .map_err(crate::ledger::LedgerError::from)?;
+            .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
     let document = ExportDocument { files: written.into_iter().map(file).collect() };
@@ -323,26 +324,30 @@ struct LogLine {
 
 pub fn log(args: &LogArgs) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
-    let (name, log) = if args.submissions {
+    let submissions = args.submissions || args.statement.is_some() || args.miner.is_some();
+    let (name, log) = if submissions {
         ("submissions", ledger.submissions_log())
     } else {
         ("rounds", ledger.rounds_log())
     };
-    let entries = log.entries(0..log.size()).map_err(crate::ledger::LedgerError::from)?;
-    let entries = (0..)
-        .zip(entries)
-        .map(|(index, entry)| {
-            let bytes = entry.map_err(crate::ledger::LedgerError::from)?;
-            let read = |source| crate::ledger::LedgerError::Entry { log: name, index, source };
-            let text = if args.submissions {
-                submission_line(&json::from_slice(&bytes).map_err(read)?)
-            } else {
-                round_line(&json::from_slice(&bytes).map_err(read)?)
-            };
-            let entry = serde_json::from_slice(&bytes).map_err(CliError::Json)?;
-            Ok(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text })
-        })
-        .collect::<Result<Vec<_>, CliError>>()?;
+    let entries = log.entries(0..log.size()).map_err(LedgerError::from)?;
+    let line = |(index, entry): (u64, Result<Vec<u8>, LogError>)| {
+        let bytes = entry.map_err(LedgerError::from)?;
+        let read = |source| LedgerError::Entry { log: name, index, source };
+        let text = if submissions {
+            let submission = json::from_slice(&bytes).map_err(read)?;
+            if !asked_for(args, &ledger, &submission) {
+                return Ok(None);
+            }
+            submission_line(&submission)
+        } else {
+            round_line(&json::from_slice(&bytes).map_err(read)?)
+        };
+        let entry = serde_json::from_slice(&bytes).map_err(CliError::Json)?;
+        Ok(Some(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text }))
+    };
+    let lines = (0..).zip(entries).filter_map(|entry| line(entry).transpose());
+    let entries = lines.collect::<Result<Vec<_>, CliError>>()?;
     let document = LogDocument { log: name, size: log.size(), root: log.head().root, entries };
     print(args.json, &document, || {
         let line = |l: &LogLine| format!("{:>6}  {:.16}  {}\n", l.index, l.leaf.to_hex(), l.text);
@@ -350,6 +355,16 @@ pub fn log(args: &LogArgs) -> Done {
         let _ = writeln!(text, "size {} root {}", document.size, document.root);
         text
     })
+}
+
+/// Whether a submission is of the statement and the miner that are asked for. The log is read
+/// through for it: readers leave the index alone.
+fn asked_for(args: &LogArgs, ledger: &Ledger, submission: &Submission) -> bool {
+    let statement = args.statement.is_none_or(|id| match submission {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed).id() == id,
+        Submission::Fetched(_) => false,
+    });
+    statement && args.miner.is_none_or(|miner| submission.miner() == miner)
 }
 
 fn round_line(entry: &RoundsEntry) -> String {

@@ -12,7 +12,10 @@ mod output;
 mod progress;
 mod submit;
 
-use crate::ledger::At;
+use crate::{
+    ledger::At,
+    types::{digest::Digest, submission::Miner},
+};
 
 /// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
 #[derive(Debug, Parser)]
@@ -370,6 +373,12 @@ struct LogArgs {
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
+    /// Of the submissions log, the entry of this statement: 64 hex digits, as in its receipt.
+    #[arg(long, value_name = "ID")]
+    statement: Option<Digest>,
+    /// Of the submissions log, the entries of this miner: hotkey (SS58 or 64 hex digits) or uid.
+    #[arg(long, value_name = "HOTKEY|UID", value_parser = submit::miner)]
+    miner: Option<Miner>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -410,7 +419,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => commands::init(args, &progress),
         Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
         Command::Delta(args) => delta::delta(args, &progress),
-        Command::Submit(args) => submit::submit(args),
+        Command::Submit(args) => submit::submit(args, &progress),
         Command::Seal(args) => commands::seal(args, &progress),
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),

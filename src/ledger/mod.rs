@@ -11,6 +11,7 @@ pub mod check;
 pub mod diff;
 pub mod fsck;
 pub mod import;
+pub mod index;
 pub mod init;
 pub mod replay;
 pub mod seal;
@@ -31,6 +32,7 @@ use crate::{
         StoreError,
         artifacts::StoredCheckpoint,
         files::{Disk, Files},
+        index::IndexError,
         lock::LockError,
         log::{LogError, LogReader},
         open_round::OpenRound,
@@ -67,6 +69,8 @@ pub enum LedgerError {
     Locked(#[from] LockError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]

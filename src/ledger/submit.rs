@@ -24,6 +24,7 @@ use crate::{
         digest::Digest,
         json,
         manifest::ManifestId,
+        progress::Silent,
         record::MinersPolicy,
         refusal::{Code, Refusal},
         submission::{SignatureHex, Signed, Submission},
@@ -136,6 +137,14 @@ pub fn statement_of(run: Digest, signed: &Signed) -> Statement {
     }
 }
 
+/// Whether a logged submission is this statement, by whichever signature.
+pub(super) fn is_statement(ledger: &Ledger, logged: &Submission, statement: &Statement) -> bool {
+    match logged {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed) == *statement,
+        Submission::Fetched(_) => false,
+    }
+}
+
 /// The round that takes submissions now: the one that was opened, or the one after the last.
 ///
 /// # Errors
@@ -237,7 +246,7 @@ impl Submitter {
 impl SubmitHandle {
     /// Hands a statement in and waits until it is durable in the log, or refused.
     ///
-    /// The same statement again gives the same index.
+    /// The same statement again gives the same index, also when its round is sealed by then.
     ///
     /// # Errors
     ///
@@ -321,7 +330,11 @@ pub fn submit_batch(
     let (mut fresh, mut entries, mut places) = (BTreeMap::new(), Vec::new(), Vec::new());
     for submission in submissions {
         let id = submission.statement.id();
-        places.push(match check_statement(ledger, submission)? {
+        places.push(match check_statement(writer.ledger(), submission)? {
+            // Its first answer may have been lost, and its round sealed meanwhile.
+            Err(refusal) if refusal.code == Code::Late => {
+                sealed_before(writer, &submission.statement)?.map(|at| (id, at)).ok_or(refusal)
+            }
             Err(refusal) => Err(refusal),
             Ok(()) => Ok((
                 id,
@@ -360,6 +373,28 @@ pub fn submit_batch(
         .into_iter()
         .map(|place| place.map_or_else(|refusal| Ok(Err(refusal)), |at| receipt(at).map(Ok)))
         .collect()
+}
+
+/// Where a statement of a sealed round stands in the log, if it does.
+fn sealed_before(
+    writer: &mut LedgerWriter,
+    statement: &Statement,
+) -> Result<Option<u64>, LedgerError> {
+    let found =
+        writer.index(&Silent).and_then(|(ledger, index)| index.statement(ledger, statement));
+    match found {
+        // The index only saves reading the round's window of the log.
+        Err(LedgerError::Index(_)) => in_window(writer.ledger(), statement),
+        found => found,
+    }
+}
+
+fn in_window(ledger: &Ledger, statement: &Statement) -> Result<Option<u64>, LedgerError> {
+    let Ok(position) = ledger.position(statement.round) else { return Ok(None) };
+    let window = ledger.sealed()[position].record.submissions;
+    let is_it = |submission: &Submission| is_statement(ledger, submission, statement);
+    let submissions = ledger.submissions(window.start..window.end)?;
+    Ok(submissions.into_iter().find(|(_, submission)| is_it(submission)).map(|(index, _)| index))
 }
 
 fn entry(submission: &SignedStatement) -> Submission {

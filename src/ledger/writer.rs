@@ -18,18 +18,21 @@ use crate::{
     },
     types::{
         json,
+        progress::Progress,
         record::{ENTRY_BYTES_MAX, RoundRecord, RoundsEntry},
         submission::Submission,
     },
 };
 
-use super::{Ledger, LedgerError};
+use super::{Ledger, LedgerError, index::LedgerIndex};
 
 /// A ledger open for writing.
 pub struct LedgerWriter {
     ledger: Ledger,
     rounds: LogWriter,
     submissions: LogWriter,
+    index: Option<LedgerIndex>,
+    // Let go of last: the index is closed by then.
     _lock: WriterLock,
 }
 
@@ -74,7 +77,7 @@ impl LedgerWriter {
         empty_tmp(&place)?;
         // Recovery may have published a head, so the ledger is read again.
         let ledger = Ledger::open_in(files, root)?;
-        Ok(Self { ledger, rounds, submissions, _lock: lock })
+        Ok(Self { ledger, rounds, submissions, index: None, _lock: lock })
     }
 
     /// The ledger as it stands.
@@ -107,6 +110,27 @@ impl LedgerWriter {
         }
         self.rounds.append(&[bytes])?;
         self.reload()
+    }
+
+    /// The ledger and its index, brought up to the logs; it is opened the first time it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Index`] if it cannot be had: the logs hold all of it. Others if they do not
+    /// read.
+    pub fn index(
+        &mut self,
+        progress: &dyn Progress,
+    ) -> Result<(&Ledger, &mut LedgerIndex), LedgerError> {
+        let opened = self
+            .index
+            .take()
+            .and_then(|mut index| index.catch_up(&self.ledger, progress).is_ok().then_some(index));
+        let index = match opened {
+            Some(index) => index,
+            None => LedgerIndex::open(&self.ledger, progress)?,
+        };
+        Ok((&self.ledger, self.index.insert(index)))
     }
 
     fn reload(&mut self) -> Result<(), LedgerError> {

@@ -5,6 +5,7 @@ use std::{io, path::PathBuf};
 pub mod artifacts;
 pub mod files;
 pub mod hashes;
+pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;

@@ -47,6 +47,11 @@ impl Place {
         self.root.join("tables")
     }
 
+    /// The index, which the process that writes keeps outside of [`Files`].
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

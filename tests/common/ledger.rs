@@ -28,7 +28,7 @@ use gradledger::{
         manifest::ManifestId,
         progress::Silent,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::{Outcome, Submission},
+        submission::{Miner, Outcome, Submission},
     },
 };
 
@@ -79,7 +79,7 @@ fn model() -> Vec<u8> {
 }
 
 /// A gradient file: four values of each block, other ones for each miner and round.
-fn gradient(round: u64, uid: u16) -> Vec<u8> {
+pub fn gradient(round: u64, uid: u16) -> Vec<u8> {
     let mut random = Random(round << 16 | u64::from(uid));
     let mut writer = GradientWriter::new(Vec::new(), "temp").expect("a folder's name");
     for (name, _, blocks) in MODEL {
@@ -160,6 +160,21 @@ impl Fixture {
         self.pool.install(|| match step {
             Step::Init => self.init(root, files, facts),
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
+            Step::Index => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let (ledger, index) = writer.index(&Silent)?;
+                for (at, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
+                    let (miner, round) = (submission.miner(), submission.round());
+                    let found = index.miner(ledger, miner, round)?;
+                    facts.push(Fact::Found { miner, round, at: found });
+                    assert_eq!(found, Some(at), "the index leads elsewhere");
+                }
+                for sealed in ledger.sealed() {
+                    let found = index.round(ledger, sealed.record.round)?;
+                    assert_eq!(found, Some(sealed.index), "the index leads elsewhere");
+                }
+                Ok(())
+            }
             Step::Import(round, peers) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 let dir = self.gradients(*round);
@@ -240,6 +255,8 @@ pub enum Step {
     Open,
     Import(u64, Peers),
     Seal(u64),
+    /// Brings up the index, which lies on the real disk and outlives every cut.
+    Index,
 }
 
 impl Step {
@@ -255,6 +272,12 @@ pub enum Fact {
     Run(Digest),
     /// The first state.
     Model(ManifestId),
+    /// What the index led to.
+    Found {
+        miner: Miner,
+        round: u64,
+        at: Option<u64>,
+    },
     Statement {
         index: u64,
         uid: u16,
@@ -320,6 +343,12 @@ impl<'f> LedgerScenario<'f> {
         let there = match fact {
             Fact::Run(id) => ledger.run_id() == *id,
             Fact::Model(id) => ledger.genesis().model == *id,
+            Fact::Found { miner, round, at } => at.is_some_and(|at| {
+                let found = ledger.submissions(at..at + 1).ok();
+                found.is_some_and(|found| {
+                    (found[0].1.miner(), found[0].1.round()) == (*miner, *round)
+                })
+            }),
             Fact::Statement { index, uid, outcome } => {
                 let found = ledger.submissions(*index..*index + 1)?;
                 matches!(&found[..], [(_, Submission::Fetched(fetched))]
