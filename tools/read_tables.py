@@ -47,7 +47,8 @@ def ordered(rows):
 
 
 def same(what, expected, found):
-    if expected != found:
+    # As text: a NaN is not equal to itself.
+    if repr(expected) != repr(found):
         sys.exit(f"{what}: expected {expected!r}, found {found!r}")
 
 
@@ -87,7 +88,7 @@ def views_answer(sql):
     connection = duckdb.connect()
     connection.execute(open(sql).read())
     for view in TABLES + ["refusals", "copies"]:
-        count = connection.sql(f"SELECT count(*) FROM {view}").fetchone()[0]
+        count = connection.sql(f"SELECT count(*) FROM {view}").fetchall()[0][0]
         print(f"view {view}: {count} rows")
 
 
@@ -97,7 +98,7 @@ def segments_agree():
         values = pyarrow.parquet.read_table(path)["value"]
         expected = (len(values), pyarrow.compute.sum(values).as_py(), pyarrow.compute.max(values).as_py())
         frame = polars.read_parquet(path)["value"]
-        count, largest = duckdb.sql(f"SELECT count(value), max(value) FROM '{path}'").fetchone()
+        count, largest = duckdb.sql(f"SELECT count(value), max(value) FROM '{path}'").fetchall()[0]
         same(path, (expected[0], expected[2]), (count, largest))
         same(path, (expected[0], expected[2]), (len(frame), frame.max()))
         difference = abs(float(frame.cast(polars.Float64).sum()) - expected[1])
