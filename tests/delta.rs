@@ -428,6 +428,13 @@ fn another_delta_at_its_place_is_left_alone() {
     // The very delta at its place is what a killed run leaves.
     miner.delta(5, "base", "trained").unwrap();
     assert!(miner.state().exists());
+    // A directory with something else in it, and one that was made for the delta.
+    fs::create_dir(miner.out(6)).unwrap();
+    fs::write(miner.out(6).join("mine"), b"mine").unwrap();
+    let taken = miner.delta(6, "base", "other").unwrap_err();
+    assert!(matches!(taken, DeltaError::Occupied { .. }), "{taken}");
+    fs::remove_file(miner.out(6).join("mine")).unwrap();
+    miner.delta(6, "base", "other").unwrap();
 }
 
 #[test]

@@ -208,7 +208,7 @@ impl Sweep<'_> {
                 let (path, delta) = (output.path.to_owned(), done.delta().root);
                 return Err(DeltaError::Gone { path, round, delta });
             }
-            Published::open(self.files, output)?.expect(self.job, done.delta())?;
+            Published::check(self.files, output, self.job, done.delta())?;
             // Whoever made it may have been killed before its name was durable.
             for path in [output.path, done.path()] {
                 self.files.sync_dir(output::parent(path)).map_err(DeltaError::io(path))?;

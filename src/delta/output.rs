@@ -163,13 +163,16 @@ impl<'f> Draft<'f> {
     ) -> Result<Published, DeltaError> {
         let (path, new) = (output.path, beside(output.path));
         let at = |error| DeltaError::io(path)(error);
-        if files.exists(path).map_err(at)? {
-            // `at` cannot be used for what is read there: whatever it is, it is not our delta.
-            let there = Published::open(files, output).and_then(|there| there.expect(job, delta));
+        // A directory that was made for it may stand there.
+        let free = !files.exists(path).map_err(at)?
+            || output.format == Format::Native
+                && files.list(path).is_ok_and(|names| names.is_empty());
+        if free {
+            files.rename(&new, path).map_err(at)?;
+        } else {
+            let there = Published::check(files, output, job, delta);
             remove(files, &new, output.format).map_err(at)?;
             there?;
-        } else {
-            files.rename(&new, path).map_err(at)?;
         }
         files.sync_dir(parent(path)).map_err(at)?;
         Published::open(files, output)
@@ -233,19 +236,22 @@ impl Published {
         Ok(Self { path, form })
     }
 
-    /// That it is the delta `expected`, and nothing else.
-    pub(super) fn expect(
-        &self,
+    /// That the delta `expected` is there, and nothing else.
+    pub(super) fn check(
+        files: &dyn Files,
+        output: Output<'_>,
         job: &DeltaJob<'_>,
         expected: ManifestId,
     ) -> Result<(), DeltaError> {
-        let occupied = |found: String| DeltaError::Occupied {
-            path: self.path.clone(),
-            expected: expected.root,
-            found,
+        let occupied = |found: String| {
+            let (path, expected) = (output.path.to_owned(), expected.root);
+            DeltaError::Occupied { path, expected, found }
         };
-        let found = self.id(job).map_err(|error| occupied(error.to_string()))?;
-        if found == expected { Ok(()) } else { Err(occupied(format!("it is {}", found.root))) }
+        let found = Self::open(files, output).and_then(|there| there.id(job));
+        match found.map_err(|error| occupied(error.to_string()))? {
+            found if found == expected => Ok(()),
+            found => Err(occupied(format!("it is {}", found.root))),
+        }
     }
 
     /// What it is, by hashing all of it.
