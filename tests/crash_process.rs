@@ -23,7 +23,7 @@ use common::{
     signed::{SignedRun, document},
 };
 use gradledger::{
-    ledger::{At, Ledger, fsck::fsck, seal::FoldOptions},
+    ledger::{At, Ledger, fsck::fsck, retention::Kept, seal::FoldOptions},
     store::files::{Disk, Files, ReadFile, WriteFile},
     types::progress::Silent,
 };
@@ -49,6 +49,7 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             add("--json");
         }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
+        Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
         Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
@@ -125,6 +126,7 @@ fn a_kill_at_any_moment_loses_nothing() {
         Step::Seal(ROUNDS[0]),
         Step::import(ROUNDS[1]),
         Step::Seal(ROUNDS[1]),
+        Step::Gc(5),
     ];
     // How long each takes undisturbed, and what comes of it.
     copy_all(&ready, &ledger);
@@ -136,6 +138,7 @@ fn a_kill_at_any_moment_loses_nothing() {
         undisturbed.push((start.elapsed(), report));
     }
     let (mut killed, mut done_before, mut at) = (0, 0, steps.len());
+    let mut collected = 0;
     let mut acknowledged = vec![];
     while killed < kills {
         assert!(done_before < 10 * kills, "commands are done before they are killed");
@@ -188,11 +191,27 @@ fn a_kill_at_any_moment_loses_nothing() {
                 let next = opened.state(At::Round(*round)).unwrap().root.to_hex();
                 assert_eq!(Value::from(next), expected["next"]["root"]);
             }
+            Step::Gc(_) => {
+                if random.below(2) == 0 {
+                    continue;
+                }
+                succeeds(&fixture, step, &ledger);
+                let again = succeeds(&fixture, step, &ledger);
+                let again: Value = serde_json::from_slice(&again.stdout).unwrap();
+                assert_eq!(again["freed"]["bytes"], Value::from(0));
+                let opened = in_order(&ledger);
+                assert_eq!(opened.sealed().len(), 2);
+                assert_eq!(Kept::load(&opened).unwrap().dropped(&opened), [[ROUNDS[0]; 2]]);
+                collected += 1;
+            }
             _ => {}
         }
         at += 1;
     }
-    println!("crash: {killed} kills, {done_before} commands that were done before theirs");
+    println!(
+        "crash: {killed} kills, {done_before} commands that were done before theirs, {collected} \
+         times all rounds and a gc"
+    );
     assert!(killed > 0, "no command was killed");
 }
 
@@ -440,7 +459,14 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
         return;
     }
     let fixture = Fixture::new();
-    let steps = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
+    let steps = [
+        Step::Init,
+        Step::import(ROUNDS[0]),
+        Step::Seal(ROUNDS[0]),
+        Step::import(ROUNDS[1]),
+        Step::Seal(ROUNDS[1]),
+        Step::Gc(5),
+    ];
     let recorder = Recorder::default();
     let files: Arc<dyn Files> = Arc::new(recorder.clone());
     for step in &steps {

@@ -33,6 +33,7 @@ use gradledger::{
         open_round::OpenRound,
         place::Place,
         quarantine,
+        retention::Retention,
         segment::{
             LogicalBytes,
             delta::{self, DeltaSegments, DeltaWriter},
@@ -626,6 +627,18 @@ fn an_open_round_is_spelled_so() {
     }
     fs::write(dir.path().join("open-round.json"), vec![b' '; (1 << 20) + 1]).unwrap();
     assert!(OpenRound::load(&place).is_err());
+}
+
+#[test]
+fn dropped_states_are_spelled_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(Arc::new(Disk), dir.path());
+    assert_eq!(Retention::load(&place).unwrap(), Retention::new(vec![]));
+    let retention = Retention::new(vec![[1, 49], [51, 51]]);
+    retention.save(&place).unwrap();
+    let spelled = fs::read(place_of("retention.json")).unwrap();
+    assert_eq!(fs::read(dir.path().join("retention.json")).unwrap(), spelled);
+    assert_eq!(Retention::load(&place).unwrap(), retention);
 }
 
 #[test]

@@ -1,11 +1,14 @@
 //! The commands: arguments in, one call to the ledger, its report out.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
 use crate::{
-    export::{ExportDtype, export as export_checkpoint},
+    export::{ExportDtype, ExportError, export as export_checkpoint},
     import::templar::PeersFile,
     ledger::{
         At, Ledger, LedgerError,
@@ -13,13 +16,19 @@ use crate::{
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
-        replay::{ReplayOptions, replay as replay_rounds},
+        replay::{ReplayOptions, rebuild, replay as replay_rounds},
+        retention::Kept,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
         submit::statement_of,
         writer::LedgerWriter,
     },
-    store::{files::Disk, log::LogError},
+    store::{
+        artifacts::StoredCheckpoint,
+        files::{Disk, Files},
+        log::LogError,
+        place::Place,
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -237,21 +246,61 @@ struct ExportedFile {
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
-    let state = ledger.state(args.round)?;
-    let checkpoint = ledger.checkpoint(state).map_err(LedgerError::from)?;
+    let (kept, state) = (Kept::load(&ledger)?, ledger.state(args.round)?);
+    let mut scratch = None;
+    let checkpoint = match args.round {
+        At::Round(round) if !kept.has(state) => {
+            progress.note(&format!("the state after round {round} was dropped: folding it again"));
+            let place = scratch.insert(scratch_beside(&args.out)?);
+            rebuild(&ledger, round, place, (&args.fold).into(), progress)
+        }
+        _ => ledger.checkpoint(state).map_err(LedgerError::from),
+    };
+    let done = checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &c, progress));
+    if let Some(Place { root, .. }) = scratch {
+        // Of a failure before, the first is told.
+        let removed = Disk.remove_dir_all(&root);
+        let document = done?;
+        removed.map_err(|source| CliError::Io { path: root, source })?;
+        return print_export(args, &document);
+    }
+    print_export(args, &done?)
+}
+
+/// A directory beside `out` for a state that is folded again; what is in the way is said before that.
+fn scratch_beside(out: &Path) -> Result<Place, CliError> {
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(LedgerError::from(ExportError::NotEmpty { path: out.to_owned() }).into());
+    }
+    let mut name = out.as_os_str().to_owned();
+    name.push(".rebuilt");
+    let path = PathBuf::from(name);
+    if path.exists() {
+        return Err(CliError::InTheWay { path });
+    }
+    Ok(Place::new(std::sync::Arc::new(Disk), &path))
+}
+
+fn export_to(
+    args: &ExportArgs,
+    checkpoint: &StoredCheckpoint,
+    progress: &dyn Progress,
+) -> Result<ExportDocument, CliError> {
     let dtype = match args.dtype {
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
     };
-    progress.begin("export", state.bytes);
-    let files = &*ledger.place().files;
+    progress.begin("export", checkpoint.manifest().bytes());
     let written =
-        export_checkpoint(&checkpoint, dtype, args.shard_bytes, files, &args.out, progress)
+        export_checkpoint(checkpoint, dtype, args.shard_bytes, &Disk, &args.out, progress)
             .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
-    let document = ExportDocument { files: written.into_iter().map(file).collect() };
-    print(args.json, &document, || {
+    Ok(ExportDocument { files: written.into_iter().map(file).collect() })
+}
+
+fn print_export(args: &ExportArgs, document: &ExportDocument) -> Done {
+    print(args.json, document, || {
         document.files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect()
     })
 }
@@ -259,7 +308,7 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
 pub fn show(args: &ShowArgs) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
     let Some(round) = args.round else {
-        let view = views::show(&ledger);
+        let view = views::show(&ledger)?;
         return print(args.json, &view, || show_text(&view));
     };
     let view = views::show_round(&ledger, round)?;
@@ -271,7 +320,7 @@ fn show_text(view: &views::LedgerView) -> String {
     let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
     format!(
         "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
-         {} tensors, {}\nlog keys   {}\n           {}\n",
+         {} tensors, {}\nstates     {}\nlog keys   {}\n           {}\n",
         view.run,
         view.run_id,
         view.rounds,
@@ -279,16 +328,31 @@ fn show_text(view: &views::LedgerView) -> String {
         head.root,
         head.count,
         size(head.bytes),
+        states_text(&view.states),
         view.log_keys.rounds,
         view.log_keys.submissions
     )
 }
 
+fn states_text(states: &views::StatesView) -> String {
+    let views::StatesView { kept, dropped } = states;
+    if dropped.is_empty() {
+        return format!("{kept} kept, none dropped");
+    }
+    format!("{kept} kept; dropped after rounds {}", super::gc::ranges(dropped))
+}
+
 fn round_text(view: &views::RoundView) -> String {
     let record = &view.record;
     let mut text = format!(
-        "round      {} (entry {}, {})\nbase       {}\nnext       {}\nplan       {}\n",
-        record.round, view.index, view.leaf, record.base.root, record.next.root, record.plan.root
+        "round      {} (entry {}, {})\nbase       {}\nnext       {}{}\nplan       {}\n",
+        record.round,
+        view.index,
+        view.leaf,
+        record.base.root,
+        record.next.root,
+        if view.kept { "" } else { " (dropped)" },
+        record.plan.root
     );
     for line in &view.dispositions {
         let (miner, index) = (line.miner.to_string(), line.index.map(|i| format!(" (entry {i})")));
@@ -419,10 +483,15 @@ pub fn fsck(args: &FsckArgs, progress: &dyn Progress) -> Done {
     let report = check_ledger(&ledger, (&args.fold).into(), progress)?;
     print(args.json, &report, || {
         format!(
-            "everything agrees: {} log entries, {} states, {} deltas, {} refused files, {} rounds \
+            "everything agrees: {} log entries, {} states{}, {} deltas, {} refused files, {} rounds \
              folded again, {} hashed\n",
             report.log_entries,
             report.checkpoints,
+            if report.dropped > 0 {
+                format!(" ({} dropped)", report.dropped)
+            } else {
+                String::new()
+            },
             report.deltas,
             report.quarantined,
             report.rounds,

@@ -5,7 +5,7 @@ use crate::{
     import::checkpoint::ImportError,
     ledger::LedgerError,
     merkle::{head::HeadError, note::NoteError},
-    store::{StoreError, lock::LockError, log::LogError},
+    store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
 };
 
 const FAILURE: u8 = 1;
@@ -50,6 +50,12 @@ pub enum CliError {
     Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
+    #[error(
+        "{path} is in the way: a state is to be folded there; remove it, or give another --out"
+    )]
+    InTheWay { path: std::path::PathBuf },
+    #[error("nothing was dropped: {0} things that must be there are not, as listed")]
+    GcRefused(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
@@ -78,6 +84,7 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Fold(crate::fold::FoldError::Store(error))
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
+        LedgerError::StateLost { source, .. } => store_code(source),
         LedgerError::Note(_) => BAD_SIGNATURE,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
@@ -86,6 +93,7 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::RoundOpen { .. }
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
+        | LedgerError::Dropped { .. }
         | LedgerError::Peers(_) => USAGE,
         _ => FAILURE,
     }
@@ -113,6 +121,7 @@ fn store_code(error: &StoreError) -> u8 {
             source: HeadError::Note(NoteError::Wrong { .. } | NoteError::Unknown { .. }),
             ..
         }) => BAD_SIGNATURE,
+        StoreError::Config(ConfigError::Toml { .. }) => USAGE,
         error if error.is_mismatch() => MISMATCH,
         _ => FAILURE,
     }

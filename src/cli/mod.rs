@@ -8,6 +8,7 @@ mod commands;
 mod delta;
 mod demo;
 mod exit;
+mod gc;
 mod output;
 mod progress;
 mod submit;
@@ -55,6 +56,8 @@ enum Command {
     Log(LogArgs),
     /// Compares two checkpoints tensor by tensor.
     Diff(DiffArgs),
+    /// Drops all states but the genesis, the newest and every k-th.
+    Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
     /// Prints a completion script.
@@ -327,6 +330,10 @@ impl std::str::FromStr for RoundRange {
     }
 }
 
+/// Writes a checkpoint as safetensors files.
+///
+/// A state that gc dropped is folded again first, from the last kept one, into OUT.rebuilt, which takes
+/// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// The ledger.
@@ -343,6 +350,8 @@ struct ExportArgs {
     /// Most bytes of a shard, unless one tensor is larger.
     #[arg(long, value_name = "BYTES", default_value_t = crate::export::SHARD_BYTES_MAX)]
     shard_bytes: u64,
+    #[command(flatten)]
+    fold: FoldArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -399,6 +408,32 @@ struct DiffArgs {
     json: bool,
 }
 
+/// Drops all states but the genesis, the newest and every k-th.
+///
+/// All deltas, hashes and logs stay, so any round can still be replayed, from the last kept state
+/// before it. What a killed import or seal left and no log names is removed too.
+///
+/// Nothing is dropped if the newest state, or what a dropped one would have to be folded from, is
+/// missing or has a wrong size. Bytes are not hashed: that is for fsck. An export or a replay that is
+/// reading a state while it is dropped fails, and can be run again.
+#[derive(Debug, Args)]
+struct GcArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// Every how many rounds a state is kept [default: retention.keep_every in the ledger's
+    /// gradledger.toml, or 50].
+    #[arg(long, value_name = "K", env = "GRADLEDGER_KEEP_EVERY")]
+    keep_every: Option<std::num::NonZeroU64>,
+    /// Says what would be done and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 struct FsckArgs {
     /// The ledger.
@@ -426,6 +461,7 @@ pub fn main() -> ExitCode {
         Command::Show(args) => commands::show(args),
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
+        Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
         Command::Completions { shell } => {
             let mut script = Vec::new();

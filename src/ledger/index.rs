@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::statement::Statement,
-    merkle::tree::empty_root,
+    merkle::{tile::TILE_WIDTH, tree::empty_root},
     store::{
         index::{
             IndexDir, IndexError, Pair, REFLECTS, miner_prefix, pointed, pointer, round_prefix,
@@ -30,9 +30,6 @@ use super::{
     Ledger, LedgerError, Sealed,
     submit::{is_statement, statement_of},
 };
-
-/// Entries of one batch: each is at most 64 KiB while it is read, some hundred bytes when it is put.
-const BATCH_ENTRIES: u64 = 4096;
 
 /// Most hits of one key that are looked up. The first is the one, but for faults of the backend.
 const HITS_MAX: usize = 8;
@@ -79,7 +76,7 @@ impl LedgerIndex {
     /// Opens the ledger's index and brings it up to the ledger's logs; makes it anew where it is
     /// missing, damaged, ahead of the logs or another ledger's.
     ///
-    /// Memory: some MiB, whatever the logs' size. Call it under the writer lock.
+    /// Memory: a bundle of the log and the backend's cache. Call it under the writer lock.
     ///
     /// # Errors
     ///
@@ -151,7 +148,8 @@ impl LedgerIndex {
         self.put(puts, Reflects { rounds, ..self.reflects })
     }
 
-    /// One batch of submissions.
+    /// One batch of submissions: those of one bundle, so that each is read once and a batch, whose
+    /// every page sled keeps until it is put, stays small.
     fn take_submissions(
         &mut self,
         ledger: &Ledger,
@@ -159,7 +157,8 @@ impl LedgerIndex {
     ) -> Result<(), LedgerError> {
         let log = ledger.submissions_log();
         let start = self.reflects.submissions.size;
-        let end = log.size().min(start + BATCH_ENTRIES);
+        let width = u64::from(TILE_WIDTH);
+        let end = log.size().min((start / width + 1) * width);
         let mut puts = Vec::new();
         for (index, entry) in (start..).zip(log.entries(start..end)?) {
             let bytes = entry?;

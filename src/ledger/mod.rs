@@ -10,10 +10,12 @@ use std::{
 pub mod check;
 pub mod diff;
 pub mod fsck;
+pub mod gc;
 pub mod import;
 pub mod index;
 pub mod init;
 pub mod replay;
+pub mod retention;
 pub mod seal;
 pub mod show;
 pub mod submit;
@@ -103,6 +105,17 @@ pub enum LedgerError {
     NoRound { round: u64, first: Option<u64>, last: Option<u64> },
     #[error("the ledger has no sealed round yet: `import` and `seal` make one")]
     NoRounds,
+    #[error(
+        "the state after round {round} was dropped by gc; kept are {before} before it and the state \
+         after round {after}. `gradledger export --round {round}` folds it again"
+    )]
+    Dropped { round: u64, before: retention::StateName, after: u64 },
+    #[error(
+        "{state} is not whole, and no gc recorded that it was dropped: {source}. Bring the file back \
+         from a copy; if `retention.json` was lost, run `gradledger gc` again with the --keep-every \
+         of before"
+    )]
+    StateLost { state: retention::StateName, source: StoreError },
     #[error("round {round} cannot follow round {last}: rounds only go up")]
     RoundOrder { round: u64, last: u64 },
     #[error("round {open} is open with {submissions} submissions: seal it before round {round}")]

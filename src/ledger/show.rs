@@ -11,7 +11,7 @@ use crate::types::{
     submission::{Miner, Submission},
 };
 
-use super::{Ledger, LedgerError, check::check_round};
+use super::{Ledger, LedgerError, check::check_round, retention::Kept};
 
 /// A ledger at a glance.
 #[derive(Debug, Serialize)]
@@ -32,6 +32,8 @@ pub struct LedgerView {
     pub genesis: ManifestId,
     /// The newest state.
     pub head: HeadView,
+    /// Which states are kept.
+    pub states: StatesView,
     /// Size and root of the rounds log.
     pub rounds_log: LogView,
     /// Size and root of the submissions log.
@@ -53,6 +55,15 @@ pub struct HeadView {
     pub bytes: u64,
 }
 
+/// Which states are kept; the genesis always is.
+#[derive(Debug, Serialize)]
+pub struct StatesView {
+    /// Number of states that are kept, the genesis among them.
+    pub kept: usize,
+    /// First and last round of each run of rounds after which the state was dropped.
+    pub dropped: Vec<[u64; 2]>,
+}
+
 /// A log's newest published head.
 #[derive(Debug, Serialize)]
 pub struct LogView {
@@ -69,6 +80,8 @@ pub struct RoundView {
     pub index: u64,
     /// Leaf hash of the record.
     pub leaf: Digest,
+    /// Whether the state after it is kept; else a replay makes it again.
+    pub kept: bool,
     /// The record.
     pub record: RoundRecord,
     /// Tensors left unchanged, by name.
@@ -93,11 +106,16 @@ pub struct DispositionView {
 }
 
 /// A ledger at a glance.
-pub fn show(ledger: &Ledger) -> LedgerView {
+///
+/// # Errors
+///
+/// [`LedgerError::Store`] if the list of dropped states does not read.
+pub fn show(ledger: &Ledger) -> Result<LedgerView, LedgerError> {
+    let kept = Kept::load(ledger)?;
     let (genesis, newest) = (ledger.genesis(), ledger.newest());
     let view =
         |log: &crate::store::log::LogReader| LogView { size: log.size(), root: log.head().root };
-    LedgerView {
+    Ok(LedgerView {
         run: genesis.run.clone(),
         origin: genesis.origin.clone(),
         run_id: ledger.run_id(),
@@ -111,10 +129,11 @@ pub fn show(ledger: &Ledger) -> LedgerView {
             count: newest.count,
             bytes: newest.bytes,
         },
+        states: StatesView { kept: kept.count(), dropped: kept.dropped(ledger) },
         rounds_log: view(ledger.rounds_log()),
         submissions_log: view(ledger.submissions_log()),
         open_submissions: ledger.submissions_log().size().saturating_sub(ledger.window_start()),
-    }
+    })
 }
 
 /// One sealed round.
@@ -151,6 +170,7 @@ pub fn show_round(ledger: &Ledger, round: u64) -> Result<RoundView, LedgerError>
     Ok(RoundView {
         index: sealed.index,
         leaf: sealed.leaf,
+        kept: Kept::load(ledger)?.has(sealed.record.next),
         record: sealed.record.clone(),
         skipped: sealed.record.skipped.iter().filter_map(|s| name(s.tensor)).collect(),
         dispositions: checked.disposed.dispositions.into_iter().map(view).collect(),

@@ -221,6 +221,9 @@ pub struct SubmitHandle {
 
 impl Submitter {
     /// Takes a ledger over until [`Submitter::finish`].
+    ///
+    /// Whoever expects many submissions opens the index first ([`LedgerWriter::index`]): else the
+    /// first statement of a sealed round waits for it, and those that are handed in meanwhile.
     pub fn start(writer: LedgerWriter) -> Self {
         let (requests, received) = channel();
         let thread = std::thread::spawn(move || serve(writer, &received));

@@ -47,6 +47,16 @@ impl Place {
         self.root.join("tables")
     }
 
+    /// Which states were dropped.
+    pub fn retention(&self) -> PathBuf {
+        self.root.join("retention.json")
+    }
+
+    /// What the operator chose for this ledger.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("gradledger.toml")
+    }
+
     /// The index, which the process that writes keeps outside of [`Files`].
     pub fn index(&self) -> PathBuf {
         self.root.join("index")

@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,12 +16,18 @@ use gradledger::{
     ledger::{
         At, Ledger, LedgerError,
         fsck::fsck,
+        gc::gc,
         import::{Gradients, Peers, import_templar},
         init::{InitOptions, init_in},
+        replay::{ReplayOptions, replay},
+        retention::Kept,
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    store::files::Files,
+    store::{
+        files::{Files, read_whole},
+        segment::{delta::DeltaSegments, place},
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -46,7 +52,7 @@ pub struct Fixture {
 }
 
 /// The rounds that there are files for.
-pub const ROUNDS: [u64; 2] = [101, 102];
+pub const ROUNDS: [u64; 4] = [101, 102, 103, 104];
 
 /// Who is expected: in the first round one good file, one that is refused, one reserve without a file
 /// in its place, one reserve that is not needed.
@@ -187,6 +193,14 @@ impl Fixture {
                 }
                 Ok(())
             }
+            Step::Gc(keep_every) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let keep_every = (*keep_every).try_into().expect("it is not 0");
+                let report = gc(&mut writer, keep_every, &Silent)?;
+                assert!(report.obstacles.is_empty(), "{:?}", report.obstacles);
+                facts.push(Fact::Collected);
+                Ok(())
+            }
             Step::Seal(round) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 let report = seal(&mut writer, *round, one_thread(), &Silent);
@@ -255,6 +269,8 @@ pub enum Step {
     Open,
     Import(u64, Peers),
     Seal(u64),
+    /// Every how many rounds a state is kept.
+    Gc(u64),
     /// Brings up the index, which lies on the real disk and outlives every cut.
     Index,
 }
@@ -288,6 +304,8 @@ pub enum Fact {
         record: Digest,
         next: ManifestId,
     },
+    /// A gc was done to its end.
+    Collected,
 }
 
 /// Steps on a ledger.
@@ -301,7 +319,12 @@ pub struct LedgerScenario<'f> {
     /// What each state is exported as.
     exports: BTreeMap<Digest, Digest>,
     sealed: BTreeMap<u64, ManifestId>,
+    /// Every file of the ledger before, and after undisturbed steps, by its digest.
+    start: Tree,
+    end: Tree,
 }
+
+type Tree = BTreeMap<PathBuf, Digest>;
 
 impl<'f> LedgerScenario<'f> {
     /// `steps` after `before`, each of which is durable.
@@ -325,18 +348,37 @@ impl<'f> LedgerScenario<'f> {
         steps: &[Step],
     ) -> Self {
         let steps = steps.to_vec();
-        let (exports, sealed) = (BTreeMap::new(), BTreeMap::new());
-        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed };
+        let (exports, sealed, start, end) = Default::default();
+        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed, start, end };
         let whole = scenario.base.fork(None);
+        scenario.note_states(&whole);
+        if !scenario.known.is_empty() {
+            scenario.start = tree(&*whole.handle(), &fixture.root()).expect("a directory");
+        }
         scenario.act(whole.handle(), &mut vec![]).expect("undisturbed steps");
-        let ledger = Ledger::open_in(whole.handle(), &fixture.root()).expect("a ledger");
+        scenario.note_states(&whole);
+        scenario.end = tree(&*whole.handle(), &fixture.root()).expect("a directory");
+        scenario
+    }
+
+    /// With what `other` knows of the states: here some may be dropped already.
+    pub fn knowing(mut self, other: &Self) -> Self {
+        self.exports.extend(other.exports.clone());
+        self
+    }
+
+    /// Notes what was sealed, and what the states that are kept are exported as.
+    fn note_states(&mut self, disk: &MemFs) {
+        let Ok(ledger) = Ledger::open_in(disk.handle(), &self.fixture.root()) else { return };
+        let kept = Kept::load(&ledger).expect("a list of states");
         for sealed in ledger.sealed() {
             let (round, next) = (sealed.record.round, sealed.record.next);
-            let bits = exported(&ledger, At::Round(round)).expect("a state");
-            scenario.exports.insert(next.root, bits);
-            scenario.sealed.insert(round, next);
+            self.sealed.insert(round, next);
+            if kept.has(next) {
+                let bits = exported(&ledger, At::Round(round)).expect("a state");
+                self.exports.insert(next.root, bits);
+            }
         }
-        scenario
     }
 
     fn fact(&self, ledger: &Ledger, fact: &Fact) -> Result<(), Failed> {
@@ -358,11 +400,48 @@ impl<'f> LedgerScenario<'f> {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
                     && sealed.record.next == *next
-                    && exported(ledger, At::Round(*round))? == self.exports[&next.root]
+                    && self.has_bits(ledger, *round, *next)?
+            }
+            Fact::Collected => {
+                let found = tree(&*ledger.place().files, &self.fixture.root())?;
+                // A power cut may bring back what another gc, which was killed, had removed.
+                let back = |(path, digest): &(&PathBuf, &Digest)| {
+                    self.end.get(*path) != Some(digest) && self.start.get(*path) != Some(digest)
+                };
+                let there = self.end.keys().all(|path| found.contains_key(path));
+                there && !found.iter().any(|file| back(&file))
             }
         };
         if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
     }
+}
+
+impl LedgerScenario<'_> {
+    /// Whether a sealed state is exported as ever, or folded again to the same root if it was dropped.
+    fn has_bits(&self, ledger: &Ledger, round: u64, next: ManifestId) -> Result<bool, Failed> {
+        if Kept::load(ledger)?.has(next) {
+            return Ok(exported(ledger, At::Round(round))? == self.exports[&next.root]);
+        }
+        let options = ReplayOptions { rounds: round..=round, tensor: None, fold: one_thread() };
+        let report = replay(ledger, &options, &Silent)?;
+        Ok(report.rounds.iter().map(|r| r.next).eq([next]))
+    }
+}
+
+/// Every file below a directory, by its digest.
+fn tree(files: &dyn Files, below: &Path) -> Result<Tree, Failed> {
+    let mut found = Tree::new();
+    for name in files.list(below)? {
+        let path = below.join(name);
+        match read_whole(files, &path, u64::MAX) {
+            Ok(bytes) => drop(found.insert(path, Digest::of(&bytes))),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                found.extend(tree(files, &path)?);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
 }
 
 fn kind(outcome: &Outcome) -> &'static str {
@@ -401,6 +480,13 @@ impl Scenario for LedgerScenario<'_> {
         for step in &self.steps {
             self.fixture.step(step, &self.fixture.root(), &files, facts)?;
         }
+        // A gc comes to the same files, whatever was cut before.
+        if let (Some(Step::Gc(_)), false) = (self.steps.last(), self.end.is_empty()) {
+            let found = tree(&*files, &self.fixture.root())?;
+            let names: BTreeSet<_> = found.keys().chain(self.end.keys()).collect();
+            let other = names.into_iter().find(|name| found.get(*name) != self.end.get(*name));
+            return other.map_or(Ok(()), |name| Err(format!("not the same: {name:?}").into()));
+        }
         Ok(())
     }
 
@@ -426,6 +512,11 @@ impl Scenario for LedgerScenario<'_> {
             opened => opened?,
         };
         fsck(&ledger, one_thread(), &Silent)?;
+        // A delta lies there as a whole, or an import would take a part of one for all of it.
+        let (files, root) = (&*ledger.place().files, &self.fixture.root());
+        for delta in place::all(files, root, place::Kind::Delta)? {
+            DeltaSegments::open(files, &delta)?;
+        }
         for fact in self.known.iter().chain(facts) {
             self.fact(&ledger, fact)?;
         }
