@@ -49,12 +49,14 @@ struct Sink(Arc<Mutex<SinkState>>);
 struct SinkState {
     file: BufWriter<Box<dyn WriteFile>>,
     failed: Option<io::Error>,
+    /// What is written while it is held.
+    held: Option<Vec<u8>>,
 }
 
 impl Sink {
     fn new(file: Box<dyn WriteFile>) -> Self {
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Self(Arc::new(Mutex::new(SinkState { file, failed: None })))
+        Self(Arc::new(Mutex::new(SinkState { file, failed: None, held: None })))
     }
 
     fn state(&self) -> MutexGuard<'_, SinkState> {
@@ -64,6 +66,19 @@ impl Sink {
     /// The first error of a write, if there was one.
     fn take_error(&self) -> Option<io::Error> {
         self.state().failed.take()
+    }
+
+    /// Keeps what is written from here on.
+    fn hold(&self) {
+        self.state().held = Some(Vec::new());
+    }
+
+    /// Writes what was kept, after `change`.
+    fn release(&self, change: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let mut state = self.state();
+        let mut held = state.held.take().unwrap_or_default();
+        change(&mut held);
+        state.file.write_all(&held)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -78,6 +93,10 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.state();
+        if let Some(held) = &mut state.held {
+            held.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         let written = state.file.write(bytes);
         if let Err(error) = &written
             && error.kind() != io::ErrorKind::Interrupted
@@ -243,8 +262,13 @@ impl Draft {
             .set_row_groups(row_groups)
             .set_page_index(Some(Arc::new(pages.build())))
             .build();
+        sink.hold();
         let written = ParquetMetaDataWriter::new_with_tracked(out, &metadata).finish();
         written.map_err(|source| failed(&path, &sink, source))?;
+        sink.release(|end| {
+            order_by_type(end, metadata.file_metadata().schema_descr().num_columns())
+        })
+        .map_err(SegmentError::io(&path))?;
         sink.sync().map_err(SegmentError::io(&path))
     }
 
@@ -302,6 +326,22 @@ impl Draft {
 
     fn failed(&self, source: ParquetError) -> SegmentError {
         failed(&self.path, &self.sink, source)
+    }
+}
+
+/// Says that the order of floats is that of their type, in a file's last bytes.
+///
+/// Parquet 60 writes IEEE_754_TOTAL_ORDER, a member of the union `ColumnOrder` that strict readers made
+/// before it was added (parquet2, so arrow2 and what is built on it) refuse with the whole file. It
+/// concerns statistics alone, of which there are none here. In Thrift's compact form the orders are
+/// the footer's last field: a member's id and type (`1c` is TYPE_ORDER, `2c` IEEE_754_TOTAL_ORDER), an
+/// empty struct, a stop; then the footer's stop, its length, the magic.
+fn order_by_type(end: &mut [u8], columns: usize) {
+    let orders = end.len().checked_sub(3 * columns + 1 + 8).map(|at| at..at + 3 * columns);
+    let Some(orders) = orders.and_then(|range| end.get_mut(range)) else { return };
+    let orders = orders.as_chunks_mut::<3>().0;
+    if orders.iter().all(|order| matches!(order, [0x1c | 0x2c, 0, 0])) {
+        orders.iter_mut().for_each(|order| order[0] = 0x1c);
     }
 }
 
