@@ -20,7 +20,6 @@ use common::{
     scenario::{Effort, Failed, Scenario, honest, run},
 };
 use gradledger::{
-    codec::layout::Layout,
     delta::{BAND_BYTES, DeltaError, DeltaJob, DeltaReport, Format, Output, Weights, make},
     import::{checkpoint::Checkpoint, safetensors::metadata, source::FileSource},
     store::{
@@ -234,12 +233,6 @@ impl Miner {
             band_bytes: self.band_bytes,
         };
         make(&job, &self.files, &Silent)
-    }
-
-    fn layout(&self, base: &str) -> Layout {
-        let path = self.path(&format!("{base}.safetensors"));
-        let weights = Weights::Foreign(Box::new(Checkpoint::open(&path, None).unwrap()), "base");
-        weights.layout(&self.rule).unwrap()
     }
 
     /// The kept error of each tensor.
