@@ -21,7 +21,10 @@ use common::{
 };
 use gradledger::{
     ledger::import::Peers,
-    store::files::{Files, ReadFile, WriteFile, create_dir_durable, read_whole, write_whole},
+    store::{
+        files::{Files, ReadFile, WriteFile, create_dir_durable, read_whole, write_whole},
+        keys,
+    },
     types::digest::Digest,
 };
 
@@ -63,6 +66,42 @@ fn a_second_round_survives() {
     let before = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
     let steps = [Step::import(ROUNDS[1]), Step::Seal(ROUNDS[1])];
     survives(&LedgerScenario::new(&fixture, "second round", &before, &steps));
+}
+
+/// The key is made; then one that an interrupted rotation left is taken up, so that every life
+/// publishes the same heads, and no two lives one size with two roots.
+#[test]
+fn a_rotation_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Rotate, Step::Seal(ROUNDS[0])];
+    survives(&LedgerScenario::new(&fixture, "rotation", &before, &[Step::Rotate]));
+    let whole = LedgerScenario::new(&fixture, "rotation and seal", &before, &steps);
+    let disk = whole.base.fork(None);
+    keys::create(&disk, &fixture.root().join("keys/log-1.key")).unwrap();
+    let (disk, known) = (disk.restart(Survival::Dropped), whole.known.clone());
+    survives(&LedgerScenario::on(&fixture, "rotation and seal", disk, known, &steps));
+}
+
+/// Four statements of three miners, one of them twice: a second delta and a copied one among them.
+/// All enter the log, in one commit; the deltas are stored before.
+fn batch() -> Step {
+    Step::Submit(1, vec![(1, 1), (2, 2), (1, 1), (1, 3), (3, 2)])
+}
+
+#[test]
+fn submit_survives() {
+    let fixture = Fixture::new();
+    survives(&LedgerScenario::new(&fixture, "submit", &[Step::InitNative], &[batch()]));
+}
+
+#[test]
+fn a_second_batch_and_the_seal_survive() {
+    let fixture = Fixture::new();
+    let again = Step::Submit(1, vec![(2, 2), (3, 4)]);
+    let before = [Step::InitNative, batch()];
+    let steps = [again, Step::Seal(1), Step::Submit(2, vec![(3, 1)])];
+    survives(&LedgerScenario::new(&fixture, "submit and seal", &before, &steps));
 }
 
 /// Three sealed rounds, a fourth state that a seal left whose record was not committed, and a delta

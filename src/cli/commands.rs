@@ -16,16 +16,19 @@ use crate::{
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
+        last_head::LastHead,
         replay::{ReplayOptions, rebuild, replay as replay_rounds},
         retention::Kept,
+        rotate::rotate_key as change_key,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
         submit::statement_of,
         writer::LedgerWriter,
     },
+    merkle::note::NOTE_BYTES_MAX,
     store::{
         artifacts::StoredCheckpoint,
-        files::{Disk, Files},
+        files::{Disk, Files, read_whole},
         log::LogError,
         place::Place,
     },
@@ -35,7 +38,7 @@ use crate::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::{MinersPolicy, RoundsEntry},
+        record::{LogKeys, MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -43,9 +46,10 @@ use crate::{
 
 use super::{
     DiffArgs, DtypeName, ExportArgs, FoldArgs, FsckArgs, ImportTemplarArgs, InitArgs, LogArgs,
-    MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
+    MeanName, NormName, ReplayArgs, RotateKeyArgs, RuleName, SealArgs, ShowArgs, WriterArgs,
     exit::CliError,
     output::{print, size},
+    progress::say,
     submit,
 };
 
@@ -53,6 +57,17 @@ use super::{
 const PEERS_BYTES_MAX: u64 = 1 << 20;
 
 type Done = Result<(), CliError>;
+
+/// Opens the ledger for writing, if it leads to the heads given.
+pub(super) fn open_writer(ledger: &Path, args: &WriterArgs) -> Result<LedgerWriter, CliError> {
+    let read = |path: &PathBuf| {
+        let note = read_whole(&Disk, path, NOTE_BYTES_MAX as u64);
+        let note = note.map_err(|source| CliError::Io { path: path.clone(), source })?;
+        Ok(LastHead { path: path.clone(), note })
+    };
+    let heads = args.last_head.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
+    Ok(LedgerWriter::open_after(ledger, args.key.log_key_file.as_deref(), &heads)?)
+}
 
 impl From<&FoldArgs> for FoldOptions {
     fn from(args: &FoldArgs) -> Self {
@@ -91,7 +106,7 @@ struct InitDocument {
     run: String,
     run_id: Digest,
     model: ManifestId,
-    log_keys: crate::types::record::LogKeys,
+    log_keys: LogKeys,
     frozen: Vec<String>,
     left_out: Vec<String>,
 }
@@ -144,7 +159,7 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let peers = match &args.peers_file {
         Some(path) => {
             let io = |source| CliError::Io { path: path.clone(), source };
-            let text = crate::store::files::read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
+            let text = read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
             let peers = |source| CliError::Peers { path: path.clone(), source };
             let file = PeersFile::read(&text).map_err(peers)?;
             Some(Peers { listed: file.peers, reserve: file.reserve_peers })
@@ -155,9 +170,9 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let gradients = match (&args.gradients, &args.aggregator) {
         (Some(directory), _) => Gradients::Directory(directory),
         (None, Some(file)) => Gradients::Aggregator(file),
-        (None, None) => unreachable!("clap asks for one of them"),
+        (None, None) => Gradients::Absent,
     };
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = import_templar(&mut writer, args.round, &gradients, peers, progress)?;
     print(args.json, &report, || import_text(&report))
 }
@@ -182,8 +197,11 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    if report.already {
+        say(format_args!("round {} was sealed already; this is what came of it", report.round));
+    }
     print(args.json, &report, || seal_text(&report))
 }
 
@@ -318,7 +336,7 @@ pub fn show(args: &ShowArgs) -> Done {
 fn show_text(view: &views::LedgerView) -> String {
     let head = &view.head;
     let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
-    format!(
+    let mut text = format!(
         "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
          {} tensors, {}\nstates     {}\nlog keys   {}\n           {}\n",
         view.run,
@@ -331,7 +349,12 @@ fn show_text(view: &views::LedgerView) -> String {
         states_text(&view.states),
         view.log_keys.rounds,
         view.log_keys.submissions
-    )
+    );
+    for retired in &view.retired_keys {
+        let (key, until) = (&retired.log_keys.rounds, retired.until);
+        let _ = writeln!(text, "retired    {key} (by entry {until} of the rounds log)");
+    }
+    text
 }
 
 fn states_text(states: &views::StatesView) -> String {
@@ -387,7 +410,8 @@ struct LogLine {
 }
 
 pub fn log(args: &LogArgs) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let path = args.ledger.as_ref().expect("clap asks for it without a subcommand");
+    let ledger = Ledger::open(path)?;
     let submissions = args.submissions || args.statement.is_some() || args.miner.is_some();
     let (name, log) = if submissions {
         ("submissions", ledger.submissions_log())
@@ -435,6 +459,7 @@ fn round_line(entry: &RoundsEntry) -> String {
     match entry {
         RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
         RoundsEntry::Round(record) => format!("round {}  next {}", record.round, record.next.root),
+        RoundsEntry::KeyRotation(rotation) => format!("key rotation  {}", rotation.log_keys.rounds),
     }
 }
 
@@ -449,6 +474,25 @@ fn submission_line(entry: &Submission) -> String {
         Submission::Signed(_) => "signed",
     };
     format!("{kind}  round {}  {}  {content}", entry.round(), entry.miner())
+}
+
+pub fn rotate_key(args: &RotateKeyArgs) -> Done {
+    if args.writer.key.log_key_file.is_some() && args.new_log_key_file.is_none() {
+        return Err(CliError::NewKeyPlace);
+    }
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
+    let report = change_key(&mut writer, args.new_log_key_file.as_deref())?;
+    if report.already {
+        say(format_args!("this key took over with entry {} already", report.index));
+    }
+    print(args.json, &report, || {
+        let LogKeys { rounds, submissions } = &report.log_keys;
+        let index = report.index;
+        format!(
+            "entry {index} of the rounds log hands over; log keys, to give to auditors:\n  {rounds}\n  \
+             {submissions}\n"
+        )
+    })
 }
 
 #[derive(Serialize)]

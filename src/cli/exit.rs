@@ -3,7 +3,7 @@
 use crate::{
     delta::DeltaError,
     import::checkpoint::ImportError,
-    ledger::LedgerError,
+    ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
     store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
 };
@@ -51,6 +51,11 @@ pub enum CliError {
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
     #[error(
+        "the log key lies outside the ledger, and a new one should too: name its place with \
+         --new-log-key-file"
+    )]
+    NewKeyPlace,
+    #[error(
         "{path} is in the way: a state is to be folded there; remove it, or give another --out"
     )]
     InTheWay { path: std::path::PathBuf },
@@ -67,6 +72,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Wallet(_) => AUTHENTICATION,
         CliError::Delta(error) => delta_code(error),
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
+        CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -85,11 +91,17 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
         LedgerError::StateLost { source, .. } => store_code(source),
-        LedgerError::Note(_) => BAD_SIGNATURE,
+        LedgerError::Note(_)
+        | LedgerError::GenesisKeys(_)
+        | LedgerError::Rotation { .. }
+        | LedgerError::OtherKey { .. }
+        | LedgerError::LastHead(LastHeadError::Unsigned { .. }) => BAD_SIGNATURE,
+        LedgerError::LastHead(_) => MISMATCH,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds
         | LedgerError::RoundOrder { .. }
+        | LedgerError::RoundSealed { .. }
         | LedgerError::RoundOpen { .. }
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }

@@ -8,7 +8,6 @@ use crate::{
     ledger::{
         Ledger, LedgerError,
         gc::{self as steps, GcReport, KEEP_EVERY},
-        writer::LedgerWriter,
     },
     store::{StoreError, config::Config, lock::WriterLock},
     types::progress::Progress,
@@ -16,6 +15,7 @@ use crate::{
 
 use super::{
     GcArgs,
+    commands::open_writer,
     exit::CliError,
     output::{print, size},
 };
@@ -38,7 +38,7 @@ pub fn gc(args: &GcArgs, progress: &dyn Progress) -> Result<(), CliError> {
         let ledger = Ledger::open(&args.ledger)?;
         steps::plan(&ledger, keep_every)?.into_report()
     } else {
-        let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+        let mut writer = open_writer(&args.ledger, &args.writer)?;
         steps::gc(&mut writer, keep_every, progress)?
     };
     let document = GcDocument { dry_run: args.dry_run, report };

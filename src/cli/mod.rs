@@ -52,7 +52,7 @@ enum Command {
     Export(ExportArgs),
     /// Shows a ledger, or one of its rounds.
     Show(ShowArgs),
-    /// Lists the entries of the rounds log, or of the submissions log.
+    /// Lists the entries of the rounds log, or of the submissions log; changes the log key.
     Log(LogArgs),
     /// Compares two checkpoints tensor by tensor.
     Diff(DiffArgs),
@@ -198,7 +198,7 @@ struct SubmitArgs {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     #[command(flatten)]
-    log_key: KeyArgs,
+    writer: WriterArgs,
     /// Also writes the receipt to this file.
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
@@ -212,6 +212,17 @@ struct KeyArgs {
     /// Where the log key lies, if not in the ledger.
     #[arg(long, value_name = "FILE", env = "GRADLEDGER_LOG_KEY_FILE")]
     log_key_file: Option<PathBuf>,
+}
+
+/// What every command takes that writes to a ledger.
+#[derive(Debug, Args)]
+struct WriterArgs {
+    #[command(flatten)]
+    key: KeyArgs,
+    /// A file with a signed head of either log that was kept elsewhere: a ledger that does not lead
+    /// to it signs nothing. May be given several times.
+    #[arg(long, value_name = "NOTE")]
+    last_head: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -239,7 +250,7 @@ enum ImportCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator"]))]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator", "all_absent"]))]
 struct ImportTemplarArgs {
     /// The ledger.
     ledger: PathBuf,
@@ -252,6 +263,9 @@ struct ImportTemplarArgs {
     /// An aggregator file instead, which holds all miners' deltas.
     #[arg(long, value_name = "FILE")]
     aggregator: Option<PathBuf>,
+    /// No files: nobody who is listed sent one.
+    #[arg(long)]
+    all_absent: bool,
     /// The uids expected, as gathered.
     #[arg(long, value_delimiter = ',', value_name = "UIDS")]
     peers: Vec<u16>,
@@ -262,7 +276,7 @@ struct ImportTemplarArgs {
     #[arg(long, value_name = "JSON", conflicts_with_all = ["peers", "reserve"])]
     peers_file: Option<PathBuf>,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -283,7 +297,7 @@ struct SealArgs {
     #[arg(long)]
     round: u64,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     #[command(flatten)]
     fold: FoldArgs,
     /// One JSON document on stdout.
@@ -376,9 +390,13 @@ struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct LogArgs {
+    #[command(subcommand)]
+    command: Option<LogCommand>,
     /// The ledger.
-    ledger: PathBuf,
+    #[arg(required = true)]
+    ledger: Option<PathBuf>,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -388,6 +406,26 @@ struct LogArgs {
     /// Of the submissions log, the entries of this miner: hotkey (SS58 or 64 hex digits) or uid.
     #[arg(long, value_name = "HOTKEY|UID", value_parser = submit::miner)]
     miner: Option<Miner>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum LogCommand {
+    /// Makes another key the log key; the old one signs nothing more.
+    RotateKey(RotateKeyArgs),
+}
+
+#[derive(Debug, Args)]
+struct RotateKeyArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    #[command(flatten)]
+    writer: WriterArgs,
+    /// Where the new log key lies or is made, if not in the ledger.
+    #[arg(long, value_name = "FILE")]
+    new_log_key_file: Option<PathBuf>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -428,7 +466,7 @@ struct GcArgs {
     #[arg(long)]
     dry_run: bool,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -459,6 +497,9 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),
         Command::Show(args) => commands::show(args),
+        Command::Log(LogArgs { command: Some(LogCommand::RotateKey(args)), .. }) => {
+            commands::rotate_key(args)
+        }
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),

@@ -23,7 +23,8 @@ use crate::{
     ledger::{
         LedgerError,
         check::check_round,
-        submit::{Known, Receipt, SignedStatement, open_round, submit_batch},
+        seal::dispose_round,
+        submit::{Known, Receipt, SignedStatement, check_open, submit_batch},
         writer::LedgerWriter,
     },
     store::files::{Disk, read_whole, write_whole},
@@ -32,12 +33,12 @@ use crate::{
         manifest::ManifestId,
         progress::Progress,
         record::{ACCEPTED_MAX, Disposition, Verdict},
-        refusal::{Code, Refusal},
+        refusal::Refusal,
         submission::Miner,
     },
 };
 
-use super::{SubmitArgs, exit::CliError, output::print};
+use super::{SubmitArgs, commands::open_writer, exit::CliError, output::print};
 
 /// Largest list of miners and largest password file that are read.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -57,7 +58,7 @@ struct SubmitDocument {
 
 pub fn submit(args: &SubmitArgs, progress: &dyn Progress) -> Result<(), CliError> {
     let hotkey = Hotkey::load(&args.key, &mut || password(args.password_file.as_deref()))?;
-    let mut writer = LedgerWriter::open(&args.ledger, args.log_key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let base = base(&mut writer, args.round, hotkey.public(), progress)?;
     let (delta, refused) = admit_delta(&writer, &args.delta, args.round)?;
     let ledger = writer.ledger();
@@ -111,11 +112,8 @@ fn base(
     hotkey: Digest,
     progress: &dyn Progress,
 ) -> Result<ManifestId, CliError> {
-    let open = open_round(writer.ledger())?;
-    let code = match round.cmp(&open) {
-        std::cmp::Ordering::Equal => return Ok(writer.ledger().newest()),
-        std::cmp::Ordering::Less => Code::Late,
-        std::cmp::Ordering::Greater => Code::WrongRound,
+    let Err(refusal) = check_open(writer.ledger(), round)? else {
+        return Ok(writer.ledger().newest());
     };
     if let Ok(position) = writer.ledger().position(round) {
         let base = writer.ledger().sealed()[position].record.base;
@@ -131,8 +129,7 @@ fn base(
             Err(error) => return Err(error.into()),
         }
     }
-    let want = format!("round {open}, which is open");
-    Err(CliError::Refused(Refusal::new(code, None, want, round.to_string())))
+    Err(CliError::Refused(refusal))
 }
 
 /// Stores the delta: a directory of segments, or a file in Templar's layout.
@@ -179,16 +176,7 @@ fn foreseen(writer: &LedgerWriter, index: u64, round: u64) -> Result<Option<Refu
     if let Ok(position) = ledger.position(round) {
         return Ok(ours(check_round(ledger, position)?.disposed.dispositions));
     }
-    let (listed, reserve): (Vec<Miner>, Vec<Miner>) = ledger.expected_miners(round)?;
-    let window = ledger.window_start()..ledger.submissions_log().size();
-    let expected = crate::intake::dispose::Expected {
-        round,
-        base: ledger.newest(),
-        listed: &listed,
-        reserve: &reserve,
-        dialect: ledger.rule().dialect,
-    };
-    Ok(ours(crate::intake::dispose::dispose(expected, &ledger.submissions(window)?)))
+    Ok(ours(dispose_round(ledger, round)?.0.dispositions))
 }
 
 /// The password of an encrypted hotkey: from a file, the environment, or whoever sits there.

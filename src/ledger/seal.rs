@@ -27,7 +27,10 @@ use crate::{
 };
 
 use super::{
-    Ledger, LedgerError, check::accepted_deltas, tables, thread_pool, writer::LedgerWriter,
+    Ledger, LedgerError, Sealed,
+    check::{accepted_deltas, check_round, derive},
+    tables, thread_pool,
+    writer::LedgerWriter,
 };
 
 /// How to run a fold.
@@ -60,6 +63,8 @@ pub struct SealReport {
     pub rejected: Vec<RejectedLine>,
     /// Tensors left unchanged since their delta is not finite.
     pub skipped: Vec<String>,
+    /// Whether the round was sealed before, and this tells of it again.
+    pub already: bool,
 }
 
 /// An accepted miner.
@@ -90,10 +95,12 @@ pub struct RejectedLine {
 
 /// Seals round `round`: what was submitted for it becomes the next state.
 ///
-/// Everything before the entry in the rounds log is invisible and redone after a crash.
+/// Everything before the entry in the rounds log is invisible and redone after a crash. The newest
+/// round, sealed already, gives its report again: the one who asked may not have got it.
 ///
 /// # Errors
 ///
+/// [`LedgerError::Disagrees`] if the newest record does not follow from the logs,
 /// [`LedgerError::RoundNotOpen`] if nothing was imported for it, [`LedgerError::NonFinite`] where
 /// the native rule would store such a value, others as they come; nothing is sealed then.
 pub fn seal(
@@ -102,6 +109,14 @@ pub fn seal(
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<SealReport, LedgerError> {
+    // A round is not built on a record that leaves a gap or disposes otherwise than the log says.
+    if let Some(newest) = writer.ledger().sealed().len().checked_sub(1) {
+        check_round(writer.ledger(), newest)?;
+    }
+    if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
+        update_tables(writer, progress);
+        return newest_report(writer.ledger(), true);
+    }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
     let Planned { disposed, plan } = &folded.planned;
@@ -110,11 +125,15 @@ pub fn seal(
     store_scalars(writer.ledger().place(), &record, &layout, plan, &disposed.dispositions)
         .map_err(StoreError::from)?;
     writer.append_round(&record)?;
-    // The round is sealed. Tables are made from it and can be made again.
+    update_tables(writer, progress);
+    newest_report(writer.ledger(), false)
+}
+
+/// The round is sealed, whatever becomes of the tables: they are made from it and can be made again.
+fn update_tables(writer: &LedgerWriter, progress: &dyn Progress) {
     if let Err(error) = tables::update(writer) {
         progress.note(&format!("the tables were not brought up to date: {error}"));
     }
-    Ok(report(writer.ledger(), &folded, &submissions, &layout))
 }
 
 /// Stores the plan and the dispositions: what is hashed, as tables to query.
@@ -136,7 +155,12 @@ fn store_scalars(
     Ok(())
 }
 
-fn dispose_round(
+/// What would come of the submissions so far if `round` were sealed now, and the submissions.
+///
+/// # Errors
+///
+/// [`LedgerError::RoundOrder`], [`LedgerError::RoundNotOpen`], or what the log gives.
+pub fn dispose_round(
     ledger: &Ledger,
     round: u64,
 ) -> Result<(Disposed, Vec<(u64, Submission)>), LedgerError> {
@@ -298,18 +322,19 @@ impl FoldOutput for Store<'_> {
     }
 }
 
-fn report(
-    ledger: &Ledger,
-    folded: &Folded,
-    submissions: &[(u64, Submission)],
-    layout: &Layout,
-) -> SealReport {
+/// The report of the newest round, from its record and the submissions log.
+fn newest_report(ledger: &Ledger, already: bool) -> Result<SealReport, LedgerError> {
+    let position = ledger.sealed().len() - 1;
+    let Sealed { record, leaf, .. } = &ledger.sealed()[position];
+    let window = record.submissions;
+    let (submissions, layout) = (ledger.submissions(window.start..window.end)?, ledger.layout()?);
+    let dispositions = derive(ledger, record, submissions.clone()).disposed.dispositions;
     let file = |index: Option<u64>| {
         let (_, submission) = submissions.iter().find(|(at, _)| Some(*at) == index)?;
         submission.file().map(str::to_owned)
     };
     let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
-    for Disposition { index, miner, verdict } in &folded.planned.disposed.dispositions {
+    for Disposition { index, miner, verdict } in &dispositions {
         let (uid, key) = (miner.uid(), miner.hotkey());
         let (reason, details) = match verdict {
             Verdict::Accepted { order } => {
@@ -326,12 +351,13 @@ fn report(
         let tensor = layout.tensors.iter().find(|t| t.position as u64 == skipped.tensor);
         tensor.map_or_else(String::new, |t| t.name.clone())
     };
-    SealReport {
-        round: folded.planned.disposed.round,
-        record: ledger.newest_leaf(),
-        next: folded.next,
+    Ok(SealReport {
+        round: record.round,
+        record: *leaf,
+        next: record.next,
         accepted,
         rejected,
-        skipped: folded.skipped.iter().map(name).collect(),
-    }
+        skipped: record.skipped.iter().map(name).collect(),
+        already,
+    })
 }

@@ -11,7 +11,7 @@ use crate::types::{
     submission::{Miner, Submission},
 };
 
-use super::{Ledger, LedgerError, check::check_round, retention::Kept};
+use super::{Ledger, LedgerError, check::check_round, key_chain::KeyTerm, retention::Kept};
 
 /// A ledger at a glance.
 #[derive(Debug, Serialize)]
@@ -22,8 +22,10 @@ pub struct LedgerView {
     pub origin: String,
     /// Leaf hash of the genesis entry.
     pub run_id: Digest,
-    /// The verifier keys of both logs.
+    /// The verifier keys of both logs: those that sign now.
     pub log_keys: LogKeys,
+    /// The keys before them, oldest first.
+    pub retired_keys: Vec<RetiredKey>,
     /// How rounds are folded.
     pub rule: Rule,
     /// Number of sealed rounds.
@@ -40,6 +42,17 @@ pub struct LedgerView {
     pub submissions_log: LogView,
     /// Submissions that no record disposes of yet.
     pub open_submissions: u64,
+}
+
+/// A log key that another took over from.
+#[derive(Debug, Serialize)]
+pub struct RetiredKey {
+    /// Its verifier keys.
+    pub log_keys: LogKeys,
+    /// Index of the rotation in the rounds log: it signed no head of that log with more entries.
+    pub until: u64,
+    /// It signed no head of the submissions log with more entries than this.
+    pub until_submissions: u64,
 }
 
 /// The newest state; round null before the first seal.
@@ -119,7 +132,8 @@ pub fn show(ledger: &Ledger) -> Result<LedgerView, LedgerError> {
         run: genesis.run.clone(),
         origin: genesis.origin.clone(),
         run_id: ledger.run_id(),
-        log_keys: genesis.log_keys.clone(),
+        log_keys: ledger.keys().newest().log_keys.clone(),
+        retired_keys: ledger.keys().terms().windows(2).map(retired_key).collect(),
         rule: genesis.rule.clone(),
         rounds: ledger.sealed().len(),
         genesis: genesis.model,
@@ -134,6 +148,12 @@ pub fn show(ledger: &Ledger) -> Result<LedgerView, LedgerError> {
         submissions_log: view(ledger.submissions_log()),
         open_submissions: ledger.submissions_log().size().saturating_sub(ledger.window_start()),
     })
+}
+
+fn retired_key(pair: &[KeyTerm]) -> RetiredKey {
+    let (term, after) = (&pair[0], &pair[1]);
+    let (until, until_submissions) = (after.index, after.submissions.size);
+    RetiredKey { log_keys: term.log_keys.clone(), until, until_submissions }
 }
 
 /// One sealed round.

@@ -18,7 +18,8 @@ pub mod segment;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
-    quarantine::QuarantineError, retention::RetentionError, segment::SegmentError,
+    open_round::OpenRoundError, quarantine::QuarantineError, retention::RetentionError,
+    segment::SegmentError,
 };
 use crate::types::{digest::Digest, json::JsonError};
 
@@ -41,6 +42,17 @@ pub enum StoreError {
         path: PathBuf,
         /// What is wrong with it.
         source: JsonError,
+    },
+    /// The file that says who is expected in the open round. It is trusted for nothing.
+    #[error(
+        "{path}: {source}. It is damaged: remove it, and where peers are listed for each round \
+         import the same files with --peers again, which appends nothing"
+    )]
+    OpenRound {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: OpenRoundError,
     },
     /// Bytes that are not what their root says.
     #[error("{what}: piece {piece} has digest {found}, its root asks for {expected}")]

@@ -32,9 +32,14 @@ impl Place {
         self.root.join("log/submissions")
     }
 
-    /// The log key, unless it was put elsewhere.
-    pub fn log_key(&self) -> PathBuf {
-        self.root.join("keys/log.key")
+    /// The log key after this many rotations, unless it was put elsewhere.
+    ///
+    /// Each key has a name of its own, so that a retired one stays and none is ever replaced.
+    pub fn log_key(&self, rotations: usize) -> PathBuf {
+        match rotations {
+            0 => self.root.join("keys/log.key"),
+            n => self.root.join(format!("keys/log-{n}.key")),
+        }
     }
 
     /// Who is expected in the round that is open.

@@ -21,9 +21,12 @@ use gradledger::{
         init::{InitOptions, init_in},
         replay::{ReplayOptions, replay},
         retention::Kept,
+        rotate::rotate_key,
         seal::{FoldOptions, seal},
+        submit::{Known, Receipt, open_round, statement_of, submit_batch},
         writer::LedgerWriter,
     },
+    merkle::head::TreeHead,
     store::{
         files::{Files, read_whole},
         segment::{delta::DeltaSegments, place},
@@ -33,6 +36,7 @@ use gradledger::{
         digest::Digest,
         manifest::ManifestId,
         progress::Silent,
+        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Miner, Outcome, Submission},
     },
@@ -41,6 +45,7 @@ use gradledger::{
 use super::{
     Random,
     memfs::{MemFs, Survival},
+    miner::{self, Signatures},
     scenario::{Failed, Scenario},
 };
 
@@ -49,10 +54,15 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    signatures: Signatures,
 }
 
 /// The rounds that there are files for.
 pub const ROUNDS: [u64; 4] = [101, 102, 103, 104];
+
+/// Who is listed in a native run, by number, and how many deltas there are.
+pub const MINERS: u8 = 3;
+pub const DELTAS: u64 = 4;
 
 /// Who is expected: in the first round one good file, one that is refused, one reserve without a file
 /// in its place, one reserve that is not needed.
@@ -134,7 +144,13 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        Self { dir, pool }
+        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        miner::write_list(&fixture.miners(), MINERS);
+        (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
+        let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
+        (1..=DELTAS)
+            .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
+        fixture
     }
 
     pub fn dir(&self) -> &Path {
@@ -154,6 +170,37 @@ impl Fixture {
         self.dir.path().join(format!("w{round}"))
     }
 
+    /// The list of miners of a native run.
+    pub fn miners(&self) -> PathBuf {
+        self.dir.path().join("miners")
+    }
+
+    /// The hotkey file of miner `number`.
+    pub fn key(&self, number: u8) -> PathBuf {
+        self.dir.path().join(format!("hotkey-{number}"))
+    }
+
+    /// Delta segments that a miner may send.
+    pub fn delta(&self, number: u64) -> PathBuf {
+        self.dir.path().join(format!("delta-{number}"))
+    }
+
+    /// The path that a word in capitals stands for in a command line.
+    pub fn place(&self, word: &str) -> Option<PathBuf> {
+        let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
+        let (kind, number) = word.split_at(digits);
+        let number: u64 = number.parse().unwrap_or_default();
+        Some(match kind {
+            "LEDGER" => self.root(),
+            "CHECKPOINT" => self.checkpoint(),
+            "GRADIENTS" => self.gradients(number),
+            "MINERS" => self.miners(),
+            "KEY" => self.key(number as u8),
+            "DELTA" => self.delta(number),
+            _ => return None,
+        })
+    }
+
     /// Does one step; acknowledged facts are added. What was done already succeeds.
     pub fn step(
         &self,
@@ -164,7 +211,13 @@ impl Fixture {
     ) -> Result<(), LedgerError> {
         // One thread, so that calls come in the same order each time.
         self.pool.install(|| match step {
-            Step::Init => self.init(root, files, facts),
+            Step::Init => self.init(Dialect::Templar, root, files, facts),
+            Step::InitNative => self.init(Dialect::Native, root, files, facts),
+            Step::Submit(round, sent) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                facts.extend(self.submit(&mut writer, *round, sent)?);
+                Ok(())
+            }
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
             Step::Index => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
@@ -187,7 +240,7 @@ impl Fixture {
                 let gradients = Gradients::Directory(&dir);
                 let report =
                     import_templar(&mut writer, *round, &gradients, Some(peers.clone()), &Silent);
-                for file in done_before(*round, report)?.into_iter().flat_map(|r| r.files) {
+                for file in done_before(report)?.into_iter().flat_map(|r| r.files) {
                     let (index, uid) = (file.index, file.uid);
                     facts.push(Fact::Statement { index, uid, outcome: file.outcome });
                 }
@@ -203,18 +256,53 @@ impl Fixture {
             }
             Step::Seal(round) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
-                let report = seal(&mut writer, *round, one_thread(), &Silent);
-                if let Some(report) = done_before(*round, report)? {
-                    let (round, record, next) = (*round, report.record, report.next);
-                    facts.push(Fact::Sealed { round, record, next });
+                let report = seal(&mut writer, *round, one_thread(), &Silent)?;
+                let (round, record, next) = (*round, report.record, report.next);
+                let accepted = report.accepted.len();
+                let rejected = report.rejected.into_iter().map(|line| line.reason).collect();
+                facts.push(Fact::Sealed { round, record, next, accepted, rejected });
+                Ok(())
+            }
+            Step::Rotate => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                // An operator who looks first whether it was done.
+                if writer.ledger().keys().rotations() == 0 {
+                    rotate_key(&mut writer, None)?;
                 }
+                let newest = writer.ledger().keys().newest();
+                let (index, key) = (newest.index, newest.log_keys.rounds.clone());
+                facts.push(Fact::Rotated { index, key });
                 Ok(())
             }
         })
     }
 
+    /// Hands all of `sent` (miner and delta) in as one batch. A round that is sealed takes none.
+    fn submit(
+        &self,
+        writer: &mut LedgerWriter,
+        round: u64,
+        sent: &[(u8, u64)],
+    ) -> Result<Vec<Fact>, LedgerError> {
+        let ledger = writer.ledger();
+        if open_round(ledger)? > round {
+            return Ok(vec![]);
+        }
+        let hand_in = |&(number, delta): &(u8, u64)| {
+            miner::hand_in(ledger, round, number, &self.delta(delta), &self.signatures)
+        };
+        let batch = sent.iter().map(hand_in).collect::<Result<Vec<_>, _>>()?;
+        let answers = submit_batch(writer, &mut Known::default(), &batch)?;
+        let receipt = |answer: Result<Receipt, _>| match answer {
+            Ok(receipt) => Fact::Receipt(Box::new(receipt)),
+            Err(refusal) => panic!("{refusal}"),
+        };
+        Ok(answers.into_iter().map(receipt).collect())
+    }
+
     fn init(
         &self,
+        dialect: Dialect,
         root: &Path,
         files: &Arc<dyn Files>,
         facts: &mut Vec<Fact>,
@@ -225,17 +313,23 @@ impl Fixture {
             checkpoint: &self.checkpoint(),
             select: None,
             rule: SparseMeanSgd {
-                dialect: Dialect::Templar,
+                dialect,
                 chunk: 8,
                 top_k: 4,
                 bins: 4,
                 lr_f32: F32Bits(0.4),
                 mean: Mean::Contributors,
-                norm: Norm::TorchCpuF32,
+                norm: match dialect {
+                    Dialect::Templar => Norm::TorchCpuF32,
+                    Dialect::Native => Norm::HistogramF64,
+                },
             },
             frozen: false,
             key_file: None,
-            miners: gradledger::types::record::MinersPolicy::Listed,
+            miners: match dialect {
+                Dialect::Templar => MinersPolicy::Listed,
+                Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
+            },
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -249,11 +343,11 @@ impl Fixture {
     }
 }
 
-/// A round that is sealed is neither imported nor sealed again, and says so.
-fn done_before<T>(round: u64, report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
+/// A round that is sealed is not imported again, and says so.
+fn done_before<T>(report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
     match report {
         Ok(report) => Ok(Some(report)),
-        Err(LedgerError::RoundOrder { last, .. }) if last == round => Ok(None),
+        Err(LedgerError::RoundSealed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -266,11 +360,16 @@ fn one_thread() -> FoldOptions {
 #[derive(Clone, Debug)]
 pub enum Step {
     Init,
+    /// A run whose miners sign for their deltas.
+    InitNative,
     Open,
+    /// Statements of one round in one batch: who sends which delta.
+    Submit(u64, Vec<(u8, u64)>),
     Import(u64, Peers),
     Seal(u64),
     /// Every how many rounds a state is kept.
     Gc(u64),
+    Rotate,
     /// Brings up the index, which lies on the real disk and outlives every cut.
     Index,
 }
@@ -299,10 +398,19 @@ pub enum Fact {
         uid: u16,
         outcome: &'static str,
     },
+    /// A signed statement is in the log.
+    Receipt(Box<Receipt>),
     Sealed {
         round: u64,
         record: Digest,
         next: ManifestId,
+        accepted: usize,
+        rejected: Vec<String>,
+    },
+    /// Another key signs from this entry on.
+    Rotated {
+        index: u64,
+        key: String,
     },
     /// A gc was done to its end.
     Collected,
@@ -396,7 +504,13 @@ impl<'f> LedgerScenario<'f> {
                 matches!(&found[..], [(_, Submission::Fetched(fetched))]
                     if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
             }
-            Fact::Sealed { round, record, next } => {
+            Fact::Rotated { index, key } => ledger
+                .keys()
+                .terms()
+                .iter()
+                .any(|term| (term.index, &term.log_keys.rounds) == (*index, key)),
+            Fact::Receipt(receipt) => holds(ledger, receipt)?,
+            Fact::Sealed { round, record, next, .. } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
                     && sealed.record.next == *next
@@ -413,6 +527,24 @@ impl<'f> LedgerScenario<'f> {
             }
         };
         if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
+    }
+}
+
+/// Whether a receipt proves what it says, and the log as it now is goes on from its head.
+pub fn holds(ledger: &Ledger, receipt: &Receipt) -> Result<bool, Failed> {
+    let (key, log) = (ledger.genesis().log_keys.submissions.parse()?, ledger.submissions_log());
+    receipt.verify(&key)?;
+    let head = TreeHead::open(receipt.head.as_bytes(), &key)?;
+    Ok(log.entry(receipt.index)? == receipt.entry.as_bytes()
+        && log.root_at(head.size)? == head.root
+        && receipt.run_id == ledger.run_id())
+}
+
+/// What no two submissions may share: a signed statement, or a fetched file's miner and round.
+fn identity(ledger: &Ledger, submission: &Submission) -> String {
+    match submission {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed).id().to_hex(),
+        _ => format!("{} {}", submission.round(), submission.miner()),
     }
 }
 
@@ -528,7 +660,7 @@ impl Scenario for LedgerScenario<'_> {
         }
         let mut stated = BTreeSet::new();
         for (index, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
-            if !stated.insert((submission.round(), submission.miner())) {
+            if !stated.insert(identity(&ledger, &submission)) {
                 return Err(format!("statement {index} repeats an earlier one").into());
             }
         }
@@ -536,15 +668,23 @@ impl Scenario for LedgerScenario<'_> {
     }
 
     fn lasting(&self, facts: Vec<Fact>) -> Vec<Fact> {
-        let ours = |fact: &Fact| !matches!(fact, Fact::Run(_));
-        facts.into_iter().filter(|fact| !self.known.is_empty() || ours(fact)).collect()
+        let ours = |fact: &Fact| match fact {
+            Fact::Run(_) => !self.known.is_empty(),
+            Fact::Rotated { .. } => self.same_heads(),
+            _ => true,
+        };
+        facts.into_iter().filter(ours).collect()
     }
 
-    fn record(&self) -> Option<PathBuf> {
-        Some(self.fixture.root().join("keys/log.key.heads"))
+    fn records(&self) -> Vec<PathBuf> {
+        ["log.key.heads", "log-1.key.heads"]
+            .map(|name| self.fixture.root().join("keys").join(name))
+            .to_vec()
     }
 
     fn same_heads(&self) -> bool {
-        !self.known.is_empty()
+        let rotates = self.steps.iter().any(|step| matches!(step, Step::Rotate));
+        let next = self.fixture.root().join("keys/log-1.key");
+        !self.known.is_empty() && (!rotates || self.base.files().contains_key(&next))
     }
 }

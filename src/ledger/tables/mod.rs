@@ -15,7 +15,7 @@ mod overlap;
 mod rows;
 mod schema;
 
-use crate::store::{StoreError, segment::table};
+use crate::store::{StoreError, segment::query};
 
 use self::{
     rows::RoundRows,
@@ -96,7 +96,7 @@ impl Partition<'_> {
                 let schema = &ROUND_TABLES[table];
                 let to = self.dir(schema.name).join(file_name(self.round(position)));
                 self.put(&to, |tmp| {
-                    table::write(&*self.ledger.place().files, tmp, schema, &rows.of_table(schema))
+                    query::write(&*self.ledger.place().files, tmp, schema, &rows.of_table(schema))
                 })?;
             }
         }
@@ -105,7 +105,7 @@ impl Partition<'_> {
         }
         let miners = rows::miners(self.ledger, self.positions)?;
         let to = self.dir(MINERS.name).join(MERGED);
-        self.put(&to, |tmp| table::write(&*self.ledger.place().files, tmp, &MINERS, &miners))
+        self.put(&to, |tmp| query::write(&*self.ledger.place().files, tmp, &MINERS, &miners))
     }
 
     /// Makes one file of those of each table. Readers may see both for a moment.
@@ -117,7 +117,7 @@ impl Partition<'_> {
             if !parts.contains(Path::new(MERGED)) {
                 let sources = self.positions.iter().map(|&at| dir.join(file_name(self.round(at))));
                 let sources: Vec<PathBuf> = sources.collect();
-                self.put(&dir.join(MERGED), |tmp| table::merge(files, tmp, schema, &sources))?;
+                self.put(&dir.join(MERGED), |tmp| query::merge(files, tmp, schema, &sources))?;
                 // Its name has to last before the files that it stands for go.
                 files
                     .sync_dir(&dir)

@@ -14,7 +14,7 @@ use crate::{
         StoreError,
         segment::{
             self,
-            table::{Cell, Row, TableSchema},
+            query::{Cell, Row, TableSchema},
         },
     },
     types::{

@@ -1,6 +1,6 @@
 //! The tables' columns. See `schema/tables.md`.
 
-use crate::store::segment::table::{ColumnSchema, Kind, TableSchema};
+use crate::store::segment::query::{ColumnSchema, Kind, TableSchema};
 
 const fn column(name: &'static str, kind: Kind) -> ColumnSchema {
     ColumnSchema { name, kind, nullable: false }

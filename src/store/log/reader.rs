@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path, sync::Arc, vec};
 
 use super::{
-    LogError,
+    LogError, TreeState,
     dir::{LogDir, Part},
 };
 use crate::{
@@ -48,6 +48,22 @@ impl LogReader {
         Ok(Self { dir, head, note })
     }
 
+    /// Opens the log in `dir` at the tree that is committed, of which no head may be published yet.
+    ///
+    /// For a writer, which has to know what the log says before it signs it. It has no note.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Absent`] if there is no log; [`LogError::State`] if its state cannot be read.
+    pub fn open_committed(files: Arc<dyn Files>, dir: &Path) -> Result<Self, LogError> {
+        let dir = LogDir { files, path: dir.to_owned() };
+        let TreeState { origin, root, size, .. } = dir.read_state()?;
+        if size > LEAVES_MAX {
+            return Err(LogError::Size { path: dir.state_path(), size });
+        }
+        Ok(Self { dir, head: TreeHead { origin, size, root }, note: Vec::new() })
+    }
+
     /// The published head.
     pub fn head(&self) -> &TreeHead {
         &self.head
@@ -69,7 +85,16 @@ impl LogReader {
     ///
     /// [`LogError::Head`].
     pub fn verify_head(&self, key: &VerifierKey) -> Result<(), LogError> {
-        match TreeHead::open(&self.note, key) {
+        self.verify_head_by(std::slice::from_ref(key))
+    }
+
+    /// Checks that one of `keys` signed the head.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Head`].
+    pub fn verify_head_by(&self, keys: &[VerifierKey]) -> Result<(), LogError> {
+        match TreeHead::open_by_any(&self.note, keys) {
             Ok(_) => Ok(()),
             Err(source) => Err(LogError::Head { path: self.dir.head_path(), source }),
         }
@@ -126,16 +151,33 @@ impl LogReader {
     ///
     /// [`LogError::Beyond`] if the head has fewer entries, or `size` does not hold `index`.
     pub fn inclusion_proof(&self, index: u64, size: u64) -> Result<Vec<Digest>, LogError> {
+        let mut proofs = self.inclusion_proofs(&[index], size)?;
+        Ok(proofs.pop().expect("a proof an index"))
+    }
+
+    /// The proofs that entries are in the tree of `size` entries; each tile is read once.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogReader::inclusion_proof`].
+    pub fn inclusion_proofs(
+        &self,
+        indices: &[u64],
+        size: u64,
+    ) -> Result<Vec<Vec<Digest>>, LogError> {
         self.check_size(size)?;
-        let proof = inclusion_proof(index, size, &self.dir.nodes(self.size()));
-        proof.map_err(|error| match error {
-            ProveError::Node(error) => self.dir.node_error(error),
-            _ => LogError::Beyond {
-                path: self.dir.head_path(),
-                size,
-                asked: index.saturating_add(1),
-            },
-        })
+        let nodes = self.dir.nodes(self.size());
+        let prove = |&index: &u64| {
+            inclusion_proof(index, size, &nodes).map_err(|error| match error {
+                ProveError::Node(error) => self.dir.node_error(error),
+                _ => LogError::Beyond {
+                    path: self.dir.head_path(),
+                    size,
+                    asked: index.saturating_add(1),
+                },
+            })
+        };
+        indices.iter().map(prove).collect()
     }
 
     /// The proof that the tree of `size2` entries starts with that of `size1`.

@@ -18,7 +18,7 @@ use parquet::{
         page::{CompressedPage, Page, PageWriteSpec, PageWriter},
         writer::{get_column_writer, get_typed_column_writer},
     },
-    data_type::{DataType, Int64Type},
+    data_type::DataType,
     errors::ParquetError,
     file::{
         metadata::{
@@ -189,22 +189,6 @@ impl Draft {
         };
         let closed = write(&mut self.out).map_err(|source| self.failed(source))?;
         self.end_column(closed.metadata, closed.offset_index, closed.rows_written)
-    }
-
-    /// Writes the next column as lists of integers: the first of each at repetition level 0, the
-    /// others at 1; an empty one undefined.
-    pub(super) fn lists<'a>(
-        &mut self,
-        lists: impl Iterator<Item = &'a [u64]>,
-    ) -> Result<(), SegmentError> {
-        let (mut values, mut definition, mut repetition) = (Vec::new(), Vec::new(), Vec::new());
-        for list in lists {
-            let levels = list.len().max(1);
-            values.extend(list.iter().map(|&value| value as i64));
-            definition.extend(std::iter::repeat_n(i16::from(!list.is_empty()), levels));
-            repetition.extend((0..levels).map(|at| i16::from(at > 0)));
-        }
-        self.column::<Int64Type>(&values, Some(&definition), Some(&repetition))
     }
 
     /// Copies a row group of a file with the same schema, as its bytes are.

@@ -19,8 +19,9 @@ mod error;
 mod footer;
 pub mod place;
 pub mod plan;
+pub mod query;
 mod schema;
-pub mod table;
+mod table;
 pub mod tensor;
 pub mod verified;
 

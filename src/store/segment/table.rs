@@ -1,181 +1,163 @@
-//! Tables that are there to be queried and for nothing else: typed columns, plain Parquet.
+//! The columns of a table that people query: written at once, and compared with what they should
+//! hold.
 //!
-//! `ledger::tables` derives their rows; nothing in a ledger reads one back but to merge it with
-//! others. See `schema/tables.md`.
-//!
-//! Memory: one table's rows; for a merge, one row group.
+//! Nothing reads them back to go on with: the hashed bytes stand in a column of their own beside
+//! them. But who queries a table believes it, so `fsck` compares every value with the derived one.
 
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use parquet::{
-    basic::{Repetition, Type as Physical},
-    data_type::{BoolType, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int64Type},
-    schema::types::SchemaDescPtr,
+    column::reader::{get_column_reader, get_typed_column_reader},
+    data_type::{
+        AsBytes, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type,
+    },
+    file::serialized_reader::SerializedPageReader,
 };
 
-use super::{draft::Draft, error::SegmentError, footer::SegmentFile, schema};
-use crate::store::files::Files;
+use super::{
+    draft::Draft,
+    error::SegmentError,
+    footer::{SegmentFile, guarded},
+};
 
 /// What a column holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// BOOLEAN.
-    Bool,
-    /// INT64.
-    Int,
-    /// FLOAT.
-    Float32,
-    /// DOUBLE.
-    Float64,
-    /// UTF-8.
-    Text,
-    /// A list of INT64; never null.
-    Ints,
+pub(super) enum Column {
+    Text(Values<ByteArrayType>),
+    I64(Values<Int64Type>),
+    I32(Values<Int32Type>),
+    F64(Values<DoubleType>),
+    F32(Values<FloatType>),
 }
 
-/// One column.
-#[derive(Clone, Copy, Debug)]
-pub struct ColumnSchema {
-    /// Its name, snake_case, the unit last.
-    pub name: &'static str,
-    /// What it holds.
-    pub kind: Kind,
-    /// Whether a row may have none.
-    pub nullable: bool,
+/// Values, and the levels of those columns that have some.
+pub(super) struct Values<T: DataType> {
+    pub(super) values: Vec<T::T>,
+    pub(super) definition: Option<Vec<i16>>,
+    pub(super) repetition: Option<Vec<i16>>,
 }
 
-/// A table: its name and columns.
-#[derive(Clone, Copy, Debug)]
-pub struct TableSchema {
-    /// Its name: the directory's.
-    pub name: &'static str,
-    /// Its columns in order.
-    pub columns: &'static [ColumnSchema],
-}
-
-/// One value of a row.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(missing_docs)] // As in [`Kind`].
-pub enum Cell {
-    Null,
-    Bool(bool),
-    Int(u64),
-    Float32(f32),
-    Float64(f64),
-    Text(String),
-    Ints(Vec<u64>),
-}
-
-impl Cell {
-    /// `of` a value that may be missing.
-    pub fn maybe<T>(value: Option<T>, of: impl FnOnce(T) -> Self) -> Self {
-        value.map_or(Self::Null, of)
+impl<T: DataType> Values<T> {
+    /// A value a row.
+    pub(super) fn required(values: impl IntoIterator<Item = T::T>) -> Self {
+        Self { values: values.into_iter().collect(), definition: None, repetition: None }
     }
-}
 
-/// A row: one cell a column.
-pub type Row = Vec<Cell>;
+    /// A value or none a row.
+    pub(super) fn optional(values: impl IntoIterator<Item = Option<T::T>>) -> Self {
+        let values: Vec<Option<T::T>> = values.into_iter().collect();
+        let definition = values.iter().map(|value| i16::from(value.is_some())).collect();
+        let values = values.into_iter().flatten().collect();
+        Self { values, definition: Some(definition), repetition: None }
+    }
 
-impl TableSchema {
-    fn parquet(&self) -> SchemaDescPtr {
-        let column = |ColumnSchema { name, kind, nullable }: &ColumnSchema| {
-            let repetition = if *nullable { Repetition::OPTIONAL } else { Repetition::REQUIRED };
-            match kind {
-                Kind::Bool => schema::primitive(name, Physical::BOOLEAN, repetition),
-                Kind::Int => schema::primitive(name, Physical::INT64, repetition),
-                Kind::Float32 => schema::primitive(name, Physical::FLOAT, repetition),
-                Kind::Float64 => schema::primitive(name, Physical::DOUBLE, repetition),
-                Kind::Text => schema::text(name, repetition),
-                Kind::Ints => schema::list_i64(name),
-            }
+    /// A list a row: its first value at repetition level 0, the others at 1; an empty one undefined.
+    pub(super) fn lists<'l>(lists: impl Iterator<Item = &'l [T::T]> + Clone) -> Self
+    where
+        T::T: 'l,
+    {
+        let lengths = || lists.clone().map(<[T::T]>::len);
+        let definition =
+            lengths().flat_map(|n| std::iter::repeat_n(i16::from(n > 0), n.max(1))).collect();
+        let repetition =
+            lengths().flat_map(|n| (0..n.max(1)).map(|at| i16::from(at > 0))).collect();
+        let values = lists.flatten().cloned().collect();
+        Self { values, definition: Some(definition), repetition: Some(repetition) }
+    }
+
+    /// Writes the next column of a row group.
+    pub(super) fn write(&self, draft: &mut Draft) -> Result<(), SegmentError> {
+        draft.column::<T>(&self.values, self.definition.as_deref(), self.repetition.as_deref())
+    }
+
+    /// Bits are compared, so that a NaN is itself.
+    fn same(&self, other: &Self) -> bool {
+        let bits =
+            |values: &[T::T]| values.iter().map(|v| v.as_bytes().to_vec()).collect::<Vec<_>>();
+        self.values.len() == other.values.len()
+            && bits(&self.values) == bits(&other.values)
+            && self.definition == other.definition
+            && self.repetition == other.repetition
+    }
+
+    /// What the file has of this column, at most one row more than there are in `self`.
+    fn read(
+        &self,
+        segment: &SegmentFile,
+        whole: &Bytes,
+        column: usize,
+        rows: usize,
+    ) -> Result<Self, SegmentError> {
+        let mut found = Self {
+            values: Vec::new(),
+            definition: self.definition.as_ref().map(|_| Vec::new()),
+            repetition: self.repetition.as_ref().map(|_| Vec::new()),
         };
-        schema::of(self.columns.iter().map(column).collect())
-    }
-}
-
-/// Writes `rows` of a table to `path`, a temporary place, and syncs it.
-///
-/// # Errors
-///
-/// [`SegmentError::Io`].
-///
-/// # Panics
-///
-/// If a row is not one of this table.
-pub fn write(
-    files: &dyn Files,
-    path: &Path,
-    table: &TableSchema,
-    rows: &[Row],
-) -> Result<(), SegmentError> {
-    let mut draft = Draft::create(files, path, table.parquet())?;
-    if !rows.is_empty() {
-        for (at, column) in table.columns.iter().enumerate() {
-            write_column(&mut draft, column, rows.iter().map(|row| &row[at]))?;
-        }
-    }
-    draft.finish()
-}
-
-fn write_column<'a>(
-    draft: &mut Draft,
-    column: &ColumnSchema,
-    cells: impl Iterator<Item = &'a Cell>,
-) -> Result<(), SegmentError> {
-    macro_rules! write {
-        ($parquet:ty, $cell:ident, $of:expr) => {{
-            let value = |cell: &Cell| match cell {
-                Cell::$cell(value) => Some($of(value)),
-                Cell::Null if column.nullable => None,
-                other => panic!("column {}: {other:?} is no {:?}", column.name, column.kind),
-            };
-            flat::<$parquet>(draft, column.nullable, cells.map(value))
-        }};
-    }
-    match column.kind {
-        Kind::Bool => write!(BoolType, Bool, |v: &bool| *v),
-        Kind::Int => write!(Int64Type, Int, |v: &u64| *v as i64), // Below 2^53, as records are.
-        Kind::Float32 => write!(FloatType, Float32, |v: &f32| *v),
-        Kind::Float64 => write!(DoubleType, Float64, |v: &f64| *v),
-        Kind::Text => write!(ByteArrayType, Text, |v: &String| ByteArray::from(v.as_str())),
-        Kind::Ints => {
-            let list = |cell: &'a Cell| match cell {
-                Cell::Ints(values) => values.as_slice(),
-                other => panic!("column {}: {other:?} is no list", column.name),
-            };
-            draft.lists(cells.map(list))
-        }
-    }
-}
-
-fn flat<T: DataType>(
-    draft: &mut Draft,
-    nullable: bool,
-    values: impl Iterator<Item = Option<T::T>>,
-) -> Result<(), SegmentError> {
-    let values: Vec<Option<T::T>> = values.collect();
-    let definition: Vec<i16> = values.iter().map(|value| i16::from(value.is_some())).collect();
-    let values: Vec<T::T> = values.into_iter().flatten().collect();
-    draft.column::<T>(&values, nullable.then_some(&definition[..]), None)
-}
-
-/// Writes the rows of `sources`, files of the same table, to `path`, a temporary place, and syncs it.
-///
-/// # Errors
-///
-/// [`SegmentError`] if one does not read.
-pub fn merge(
-    files: &dyn Files,
-    path: &Path,
-    table: &TableSchema,
-    sources: &[PathBuf],
-) -> Result<(), SegmentError> {
-    let mut draft = Draft::create(files, path, table.parquet())?;
-    for source in sources {
-        let segment = SegmentFile::open(files, source, table.parquet())?;
+        let mut left = rows + 1;
         for row_group in 0..segment.row_groups() {
-            draft.copy(&segment, row_group)?;
+            let (_, chunk) = segment.whole_chunk(row_group, column)?;
+            left -= guarded(&segment.path, || {
+                let whole = Arc::new(whole.clone());
+                let pages = SerializedPageReader::new(whole, chunk, left, None)?;
+                let reader = get_column_reader(chunk.column_descr_ptr(), Box::new(pages));
+                let mut reader = get_typed_column_reader::<T>(reader);
+                let Self { values, definition, repetition } = &mut found;
+                reader.read_records(left, definition.as_mut(), repetition.as_mut(), values)
+            })?
+            .0;
+        }
+        Ok(found)
+    }
+}
+
+/// Text as Parquet takes it.
+pub(super) fn text(text: &str) -> ByteArray {
+    ByteArray::from(text)
+}
+
+/// Applies one expression to the values of a column, whatever their type.
+macro_rules! of_any_type {
+    ($column:expr, $values:ident => $do:expr) => {
+        match $column {
+            Column::Text($values) => $do,
+            Column::I64($values) => $do,
+            Column::I32($values) => $do,
+            Column::F64($values) => $do,
+            Column::F32($values) => $do,
+        }
+    };
+}
+
+impl Column {
+    /// Writes the next column of a row group.
+    pub(super) fn write(&self, draft: &mut Draft) -> Result<(), SegmentError> {
+        of_any_type!(self, values => values.write(draft))
+    }
+
+    fn is_in(
+        &self,
+        segment: &SegmentFile,
+        whole: &Bytes,
+        column: usize,
+        rows: usize,
+    ) -> Result<bool, SegmentError> {
+        of_any_type!(self, values => Ok(values.same(&values.read(segment, whole, column, rows)?)))
+    }
+}
+
+/// Compares the first columns of a file, all of whose bytes are at hand, with what they should hold.
+pub(super) fn check(
+    segment: &SegmentFile,
+    whole: &Bytes,
+    columns: &[Column],
+    rows: usize,
+) -> Result<(), SegmentError> {
+    for (column, expected) in columns.iter().enumerate() {
+        if !expected.is_in(segment, whole, column, rows)? {
+            let name = segment.metadata.file_metadata().schema_descr().column(column);
+            let (path, column) = (segment.path.clone(), name.path().string());
+            return Err(SegmentError::Column { path, column });
         }
     }
-    draft.finish()
+    Ok(())
 }
