@@ -1,8 +1,8 @@
 //! Layer 4, delta: a miner's base and trained checkpoint become a delta, and what it keeps back.
 //!
 //! `cli` hands in where the two are, `ledger`'s rule says how tensors are cut. Two sweeps:
-//! [`encode`] streams both once, chooses and quantises, and the delta is published; then
-//! [`feedback`] streams them again and writes what the delta, as it was read back, leaves of the
+//! `encode` streams both once, chooses and quantises, and the delta is published; then
+//! `feedback` streams them again and writes what the delta, as it was read back, leaves of the
 //! error. The arithmetic is `schema/encode.md`, the state file `schema/feedback.md`.
 //!
 //! Order of what becomes durable: the delta, then the state. The state names the round and the
