@@ -11,9 +11,9 @@ use std::{
 };
 
 use gradledger_kernels::{sha256::Sha256, widen};
-use serde::Serialize;
 
 use crate::{
+    import::safetensors_writer::{self, Part},
     store::{
         StoreError,
         artifacts::StoredCheckpoint,
@@ -165,30 +165,14 @@ fn weight_shards(tensors: Vec<Tensor<'_>>, shard_bytes_max: u64) -> Vec<Shard<'_
     cuts.into_iter().enumerate().map(|(at, tensors)| Shard { name: name(at), tensors }).collect()
 }
 
-#[derive(Serialize)]
-struct HeaderEntry<'a> {
-    dtype: Dtype,
-    shape: &'a [u64],
-    data_offsets: [u64; 2],
-}
-
-/// Length, JSON header and padding to 8 bytes, as safetensors has them.
 fn header(shard: &Shard<'_>) -> Vec<u8> {
-    let mut entries: BTreeMap<&str, serde_json::Value> = BTreeMap::new();
-    entries.insert("__metadata__", serde_json::json!({"format": "pt"}));
-    let mut at = 0;
-    for tensor in &shard.tensors {
-        let (shape, data_offsets) = (&tensor.descriptor.shape[..], [at, at + tensor.bytes]);
-        let entry = HeaderEntry { dtype: tensor.dtype, shape, data_offsets };
-        let entry = serde_json::to_value(entry).expect("plain data becomes JSON");
-        entries.insert(&tensor.descriptor.name, entry);
-        at += tensor.bytes;
-    }
-    let mut json = serde_json::to_vec(&entries).expect("plain data becomes JSON");
-    json.resize(json.len().next_multiple_of(8), b' ');
-    let mut bytes = (json.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(json);
-    bytes
+    let metadata = BTreeMap::from([("format", "pt".to_owned())]);
+    let parts = shard.tensors.iter().map(|tensor| Part {
+        name: &tensor.descriptor.name,
+        dtype: tensor.dtype,
+        shape: &tensor.descriptor.shape,
+    });
+    safetensors_writer::header(&metadata, parts)
 }
 
 fn write_shard(

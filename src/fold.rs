@@ -152,7 +152,7 @@ struct Cut<'a> {
 impl<'a> Cut<'a> {
     fn new(tensor: &'a TensorLayout, contributions: u64) -> Self {
         let grid = tensor.grid;
-        let unit_blocks = if grid.rows == 1 { 1 } else { grid.columns / grid.block_columns };
+        let unit_blocks = grid.unit_blocks();
         let unit_elements = unit_blocks * grid.block_elements();
         let rows = tensor.index_bytes_per_block() + tensor.code_bytes_per_block();
         let unit_bytes = 4 * unit_elements + contributions * unit_blocks * rows;

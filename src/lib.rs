@@ -8,6 +8,7 @@
 pub mod audit;
 pub mod cli;
 pub mod codec;
+pub mod delta;
 pub mod export;
 pub mod fold;
 pub mod import;

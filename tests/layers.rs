@@ -13,7 +13,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
     (1, &["types"]),
     (2, &["codec", "merkle"]),
     (3, &["store", "import"]),
-    (4, &["intake", "plan", "fold", "seal", "export"]),
+    (4, &["delta", "intake", "plan", "fold", "seal", "export"]),
     (5, &["ledger"]),
     (6, &["audit"]),
     (7, &["cli"]),
@@ -44,7 +44,15 @@ const HOMES: [(&str, &[&str]); 22] = [
     ("rocksdb", &["store/index/rocks.rs"]),
     (
         "rayon",
-        &["audit/pieces.rs", "fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"],
+        &[
+            "audit/pieces.rs",
+            "delta/",
+            "fold.rs",
+            "plan.rs",
+            "ledger/",
+            "store/segment/",
+            "merkle/pieces.rs",
+        ],
     ),
 ];
 

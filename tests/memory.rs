@@ -1,4 +1,5 @@
-//! Memory does not grow with the model: `seal` and `replay` stream, whatever a checkpoint weighs.
+//! Memory does not grow with the model: `seal`, `replay` and `delta` stream, whatever a checkpoint
+//! weighs.
 
 #![allow(clippy::unwrap_used)] // Helpers of tests, too.
 
@@ -136,4 +137,35 @@ fn seal_and_replay_take_no_more_memory_for_a_larger_model() {
         assert!(small > 0 && large > 0, "{step} was seen at work");
         assert!(large < small + DIFFERENCE_BYTES_MAX, "{step} took {small} bytes, then {large}");
     }
+}
+
+/// The most anonymous memory of `delta`, which writes segments and a state, in bytes.
+fn delta_peak(model_bytes: u64) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, trained) = (dir.path().join("base"), dir.path().join("trained"));
+    for (dir, seed) in [(&base, 7), (&trained, 8)] {
+        std::fs::create_dir(dir).unwrap();
+        Synthetic { seed, ..model(model_bytes) }.write_model(dir).unwrap();
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_gradledger"));
+    command.arg("--quiet").arg("delta");
+    command.args([base, trained].map(|dir| dir.join("base.safetensors")));
+    command.args(["--round", "1", "--threads", "2", "--out"]).arg(dir.path().join("delta"));
+    command.arg("--state").arg(dir.path().join("state.safetensors")).stdout(Stdio::null());
+    let (status, peak) = watched(&mut command).unwrap();
+    assert!(status.success());
+    peak
+}
+
+#[test]
+fn a_delta_takes_little_more_memory_for_a_larger_model() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: without /proc nobody says how much memory a process takes");
+        return;
+    }
+    let (small, large) = (delta_peak(64 * MIB), delta_peak(192 * MIB));
+    println!("delta: {} MiB, then {} MiB", small / MIB, large / MIB);
+    assert!(small > 0 && large > 0, "it was seen at work");
+    // It also holds what is kept of a tensor: 12 bytes of each 64th element, 3 MiB more here.
+    assert!(large < small + DIFFERENCE_BYTES_MAX, "it took {small} bytes, then {large}");
 }

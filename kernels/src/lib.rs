@@ -12,6 +12,7 @@
 //! - [`norm`], [`clip`], [`levels`] from a miner's codes to the numbers its codes stand for.
 //! - [`codes`] packed codes and 12-bit indices; [`widen`] bf16 and f16; [`bytes`] f32 as logical
 //!   bytes.
+//! - [`feedback`], [`topk`], [`quantise`] the other way: from what a miner trained to what it sends.
 //! - [`fma`] one rounding without libm; [`sha256`] digests of pieces.
 //!
 //! Exactness: f32 as IEEE 754 has it, round to nearest even, denormals kept. No implicit
@@ -32,11 +33,14 @@ pub mod clip;
 pub mod codes;
 pub mod cpu;
 pub mod error;
+pub mod feedback;
 pub mod fma;
 pub mod levels;
 pub mod norm;
+pub mod quantise;
 pub mod reference;
 pub mod sha256;
+pub mod topk;
 pub mod widen;
 
 pub use band::{Band, Contribution, Divisor, Findings, Step};

@@ -2,6 +2,7 @@
 
 use crate::{
     audit::{checks::Verdict, prove::ProveBundleError},
+    delta::DeltaError,
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
@@ -25,6 +26,12 @@ pub enum CliError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Import(#[from] ImportError),
+    #[error(transparent)]
+    Delta(#[from] DeltaError),
+    #[error("a checkpoint has no rounds: give --round")]
+    NoRound,
+    #[error("{option} {given} is not the ledger's, which is {ours}; leave it out")]
+    NotTheLedgers { option: &'static str, given: u64, ours: u64 },
     #[error("writing JSON: {0}")]
     Json(serde_json::Error),
     #[error("writing to stdout: {0}")]
@@ -97,6 +104,8 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Verdict(Verdict::Incomplete) => INCOMPLETE,
         CliError::Verdict(Verdict::Mismatch) => MISMATCH,
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
+        CliError::Delta(error) => delta_code(error),
+        CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
@@ -132,6 +141,22 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NoTensor { .. }
         | LedgerError::Dropped { .. }
         | LedgerError::Peers(_) => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn delta_code(error: &DeltaError) -> u8 {
+    match error {
+        DeltaError::Store(error) => store_code(error),
+        DeltaError::Rule(_)
+        | DeltaError::Round { .. }
+        | DeltaError::Decay { .. }
+        | DeltaError::Nothing
+        | DeltaError::Missing { .. }
+        | DeltaError::Shape { .. }
+        | DeltaError::Behind { .. }
+        | DeltaError::Other { .. }
+        | DeltaError::Occupied { .. } => USAGE,
         _ => FAILURE,
     }
 }

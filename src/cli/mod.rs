@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod audit;
 mod commands;
+mod delta;
 mod demo;
 mod exit;
 mod gc;
@@ -42,6 +43,8 @@ enum Command {
     /// Takes in files of other systems.
     #[command(subcommand)]
     Import(ImportCommand),
+    /// Makes a delta of a base and a trained checkpoint, and keeps what it did not send.
+    Delta(DeltaArgs),
     /// Signs a delta with a hotkey and submits it; prints the receipt.
     Submit(SubmitArgs),
     /// Folds what was submitted for a round into the next checkpoint and seals it.
@@ -133,6 +136,59 @@ struct InitArgs {
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, Args)]
+struct DeltaArgs {
+    /// What training started from: a ledger (its newest state), a safetensors file, or a directory
+    /// of safetensors or of a PyTorch distributed checkpoint.
+    base: PathBuf,
+    /// What training made of it: a checkpoint in any of these forms.
+    trained: PathBuf,
+    /// Where the delta goes: a directory, or a file with --format templar.
+    #[arg(long, value_name = "PATH", required_unless_present = "dry_run")]
+    out: Option<PathBuf>,
+    /// Keeps what is not sent, for the next round; made if it is not there.
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
+    /// What the kept error is multiplied with before this round's gradient is added.
+    #[arg(long, default_value_t = 0.95)]
+    decay: f32,
+    /// Delta segments for `submit`, or a gradient file that Templar's reader takes.
+    #[arg(long, value_enum, default_value = "native")]
+    format: FormatName,
+    /// The round [default: the ledger's open one].
+    #[arg(long)]
+    round: Option<u64>,
+    /// Target length of a block's side [default: the ledger's, or 64].
+    #[arg(long)]
+    chunk: Option<u64>,
+    /// Entries kept of each block, at most [default: the ledger's, or 64].
+    #[arg(long)]
+    top_k: Option<u64>,
+    /// Size of a quantisation book [default: the ledger's, or 4].
+    #[arg(long)]
+    bins: Option<u64>,
+    /// Standard deviations that the codes span.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    range: u32,
+    /// Takes the tensors below this prefix and drops it, in every checkpoint given.
+    #[arg(long, value_name = "PREFIX")]
+    select: Option<String>,
+    /// Prints sizes, norms and the share of energy kept; writes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    fold: FoldArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum FormatName {
+    Native,
+    Templar,
 }
 
 #[derive(Debug, Args)]
@@ -444,6 +500,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(args, &progress),
         Command::Init(args) => commands::init(args, &progress),
         Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
+        Command::Delta(args) => delta::delta(args, &progress),
         Command::Submit(args) => submit::submit(args, &progress),
         Command::Seal(args) => commands::seal(args, &progress),
         Command::Replay(args) => commands::replay(args, &progress),

@@ -36,6 +36,16 @@ impl TensorLayout {
         (self.k * u64::from(self.code_bits)).div_ceil(8)
     }
 
+    /// How Templar shapes the blocks: rows and columns of blocks, or the blocks of a 1-D tensor.
+    pub fn block_shape(&self) -> Vec<u64> {
+        let columns = self.grid.columns / self.grid.block_columns;
+        if self.rank == 1 {
+            vec![columns]
+        } else {
+            vec![self.grid.rows / self.grid.block_rows, columns]
+        }
+    }
+
     /// Bytes of the book: `bins` lookup values and the shift, f32 each.
     pub fn book_bytes(&self) -> u64 {
         4 * ((1 << self.code_bits) + 1)

@@ -37,7 +37,7 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 pub const INDEX_SUFFIX: &str = ".safetensors.index.json";
 
 /// The header's key that is no tensor.
-const METADATA_KEY: &str = "__metadata__";
+pub(super) const METADATA_KEY: &str = "__metadata__";
 
 /// Why a file or a folder is refused.
 #[derive(Debug, thiserror::Error)]
@@ -193,6 +193,17 @@ impl Safetensors {
     }
 }
 
+/// The texts that a file's header holds beside its tensors.
+///
+/// # Errors
+///
+/// [`SafetensorsError`] if there is no header, or its `__metadata__` is not a map of texts.
+pub fn metadata(source: &dyn Source) -> Result<BTreeMap<String, String>, SafetensorsError> {
+    let pairs: Pairs<Option<BTreeMap<String, String>>> =
+        parse("the header", &header_bytes(source)?)?;
+    Ok(pairs.0.into_iter().find_map(|(_, texts)| texts).unwrap_or_default())
+}
+
 /// An entry of the header.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -203,6 +214,15 @@ struct Entry {
 }
 
 fn read_header(source: &dyn Source, file: usize) -> Result<Vec<Stored>, SafetensorsError> {
+    let header = header_bytes(source)?;
+    let pairs: Pairs<HeaderValue> = parse("the header", &header)?;
+    let data = 8 + header.len() as u64;
+    drop(header);
+    place(pairs, file, data, source.len() - data)
+}
+
+/// The JSON of the header, its length checked.
+fn header_bytes(source: &dyn Source) -> Result<Vec<u8>, SafetensorsError> {
     let io = |source| SafetensorsError::Io { path: PathBuf::new(), source };
     let len = source.len();
     if len < 8 {
@@ -214,18 +234,15 @@ fn read_header(source: &dyn Source, file: usize) -> Result<Vec<Stored>, Safetens
     if bytes > HEADER_BYTES_MAX {
         return Err(SafetensorsError::HeaderBytes { bytes });
     }
-    let data = 8 + bytes;
-    if data > len {
-        return Err(SafetensorsError::Truncated { what: "the header", end: data, len });
+    if 8 + bytes > len {
+        return Err(SafetensorsError::Truncated { what: "the header", end: 8 + bytes, len });
     }
     let mut header = vec![0; bytes as usize];
     source.read_exact_at(&mut header, 8).map_err(io)?;
-    if let Some(&found) = header.first().filter(|&&byte| byte != b'{') {
-        return Err(SafetensorsError::Brace { found });
+    match header.first() {
+        Some(&found) if found != b'{' => Err(SafetensorsError::Brace { found }),
+        _ => Ok(header),
     }
-    let pairs: Pairs<HeaderValue> = parse("the header", &header)?;
-    drop(header);
-    place(pairs, file, data, len - data)
 }
 
 /// Checks that the entries fill `bytes` of data exactly.
@@ -334,6 +351,16 @@ impl KeyedValue for HeaderValue {
         match key {
             METADATA_KEY => map.next_value::<IgnoredAny>().map(|_| Self::Metadata),
             _ => map.next_value().map(Self::Tensor),
+        }
+    }
+}
+
+/// Of the header, the metadata alone.
+impl KeyedValue for Option<BTreeMap<String, String>> {
+    fn read<'de, A: MapAccess<'de>>(key: &str, map: &mut A) -> Result<Self, A::Error> {
+        match key {
+            METADATA_KEY => map.next_value().map(Some),
+            _ => map.next_value::<IgnoredAny>().map(|_| None),
         }
     }
 }

@@ -373,7 +373,7 @@ fn tensor_parts<'a>(
         let found = format!("{} {:?}", found.dtype(), found.shape());
         Refusal::new(Code::WrongShape, name, format!("{what} of {want}"), found)
     };
-    let blocks = block_shape(tensor);
+    let blocks = tensor.block_shape();
     let k = vals.shape().last().copied().unwrap_or(0);
     let prefix = vals.shape().split_last().is_some_and(|(_, prefix)| prefix == blocks);
     if vals.dtype() != Dtype::U8 || !prefix {
@@ -395,13 +395,6 @@ fn tensor_parts<'a>(
         return Err(Refusal::new(Code::WrongTopK, name, want, found));
     }
     Ok(Checked { tensor, idxs, vals, lookup, shift, scale: quant.scale })
-}
-
-/// How Templar shapes the blocks of a tensor: rows and columns of blocks, or blocks of a 1-D one.
-fn block_shape(tensor: &TensorLayout) -> Vec<u64> {
-    let grid = tensor.grid;
-    let columns = grid.columns / grid.block_columns;
-    if tensor.rank == 1 { vec![columns] } else { vec![grid.rows / grid.block_rows, columns] }
 }
 
 pub(super) fn index_fault(

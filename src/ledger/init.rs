@@ -190,8 +190,8 @@ fn check_absent(place: &Place) -> Result<(), LedgerError> {
 }
 
 /// What lies in a ledger's directory. A key may be put there before `init`.
-const OURS: [&str; 8] =
-    ["lock", "tmp", "segments", "hashes", "keys", "log", "quarantine", "open-round.json"];
+const OURS: [&str; 9] =
+    ["lock", "tmp", "segments", "hashes", "keys", "log", "quarantine", "tables", "open-round.json"];
 
 /// That nothing of the user's is in the directory: what lies in `tmp` will be removed.
 fn check_unoccupied(place: &Place) -> Result<(), LedgerError> {

@@ -22,6 +22,7 @@ pub mod rotate;
 pub mod seal;
 pub mod show;
 pub mod submit;
+pub mod tables;
 pub mod writer;
 
 use crate::{

@@ -29,7 +29,7 @@ use crate::{
 use super::{
     Ledger, LedgerError, Sealed,
     check::{accepted_deltas, check_round, derive},
-    thread_pool,
+    tables, thread_pool,
     writer::LedgerWriter,
 };
 
@@ -114,6 +114,7 @@ pub fn seal(
         check_round(writer.ledger(), newest)?;
     }
     if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
+        update_tables(writer, progress);
         return newest_report(writer.ledger(), true);
     }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
@@ -124,7 +125,15 @@ pub fn seal(
     store_scalars(writer.ledger().place(), &record, &layout, plan, &disposed.dispositions)
         .map_err(StoreError::from)?;
     writer.append_round(&record)?;
+    update_tables(writer, progress);
     newest_report(writer.ledger(), false)
+}
+
+/// The round is sealed, whatever becomes of the tables: they are made from it and can be made again.
+fn update_tables(writer: &LedgerWriter, progress: &dyn Progress) {
+    if let Err(error) = tables::update(writer) {
+        progress.note(&format!("the tables were not brought up to date: {error}"));
+    }
 }
 
 /// Stores the plan and the dispositions: what is hashed, as tables to query.

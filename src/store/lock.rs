@@ -24,7 +24,7 @@ pub struct WriterLock {
 #[non_exhaustive]
 pub enum LockError {
     /// Another process, or another part of this one, is writing.
-    #[error("{path}: another process is writing to this ledger; wait for it or stop it")]
+    #[error("{path}: another process is writing here; wait for it or stop it")]
     Held {
         /// The lock file.
         path: PathBuf,
@@ -51,7 +51,21 @@ impl WriterLock {
     ///
     /// [`LockError::Held`] if there is a writer; [`LockError::Io`] if `dir` cannot be written to.
     pub fn acquire(dir: &Path) -> Result<Self, LockError> {
-        let path = dir.join(NAME);
+        Self::take(dir.join(NAME))
+    }
+
+    /// Takes the lock of one file outside of a ledger: `FILE.lock`, which stays.
+    ///
+    /// # Errors
+    ///
+    /// As [`WriterLock::acquire`].
+    pub fn beside(file: &Path) -> Result<Self, LockError> {
+        let mut path = file.as_os_str().to_owned();
+        path.push(".lock");
+        Self::take(path.into())
+    }
+
+    fn take(path: PathBuf) -> Result<Self, LockError> {
         let opened = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
         let file = match opened {
             Ok(file) => file,

@@ -47,6 +47,11 @@ impl Place {
         self.root.join("open-round.json")
     }
 
+    /// Tables to query, made from the rest.
+    pub fn tables(&self) -> PathBuf {
+        self.root.join("tables")
+    }
+
     /// Which states were dropped.
     pub fn retention(&self) -> PathBuf {
         self.root.join("retention.json")

@@ -87,6 +87,11 @@ impl Grid {
         (self.rows / self.block_rows) * (self.columns / self.block_columns)
     }
 
+    /// The fewest blocks whose elements lie together: a row of blocks, or one block of a 1-D tensor.
+    pub fn unit_blocks(&self) -> u64 {
+        if self.rows == 1 { 1 } else { self.columns / self.block_columns }
+    }
+
     /// Entries kept of each block: the smaller of `top_k` and the block, rounded down to even.
     pub fn k(&self, top_k: u64) -> u64 {
         top_k.min(self.block_elements()) & !1

@@ -33,7 +33,7 @@ use parquet::{
     schema::types::SchemaDescPtr,
 };
 
-use super::error::SegmentError;
+use super::{error::SegmentError, footer::SegmentFile};
 use crate::store::files::{Files, WriteFile};
 
 /// Version of the Parquet format that the files claim: data pages of version 1.
@@ -49,12 +49,14 @@ struct Sink(Arc<Mutex<SinkState>>);
 struct SinkState {
     file: BufWriter<Box<dyn WriteFile>>,
     failed: Option<io::Error>,
+    /// What is written while it is held.
+    held: Option<Vec<u8>>,
 }
 
 impl Sink {
     fn new(file: Box<dyn WriteFile>) -> Self {
         let file = BufWriter::with_capacity(BUFFER_BYTES, file);
-        Self(Arc::new(Mutex::new(SinkState { file, failed: None })))
+        Self(Arc::new(Mutex::new(SinkState { file, failed: None, held: None })))
     }
 
     fn state(&self) -> MutexGuard<'_, SinkState> {
@@ -64,6 +66,19 @@ impl Sink {
     /// The first error of a write, if there was one.
     fn take_error(&self) -> Option<io::Error> {
         self.state().failed.take()
+    }
+
+    /// Keeps what is written from here on.
+    fn hold(&self) {
+        self.state().held = Some(Vec::new());
+    }
+
+    /// Writes what was kept, after `change`.
+    fn release(&self, change: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let mut state = self.state();
+        let mut held = state.held.take().unwrap_or_default();
+        change(&mut held);
+        state.file.write_all(&held)
     }
 
     fn sync(&self) -> io::Result<()> {
@@ -78,6 +93,10 @@ impl Sink {
 impl Write for Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut state = self.state();
+        if let Some(held) = &mut state.held {
+            held.extend_from_slice(bytes);
+            return Ok(bytes.len());
+        }
         let written = state.file.write(bytes);
         if let Err(error) = &written
             && error.kind() != io::ErrorKind::Interrupted
@@ -172,6 +191,43 @@ impl Draft {
         self.end_column(closed.metadata, closed.offset_index, closed.rows_written)
     }
 
+    /// Copies a row group of a file with the same schema, as its bytes are.
+    pub(super) fn copy(
+        &mut self,
+        from: &SegmentFile,
+        row_group: usize,
+    ) -> Result<(), SegmentError> {
+        for column in 0..self.schema.num_columns() {
+            let (group, chunk) = from.whole_chunk(row_group, column)?;
+            let rows = group.num_rows();
+            let locations = from.locations(row_group, column, chunk)?;
+            let start = chunk.data_page_offset();
+            let mut bytes = vec![0; chunk.compressed_size() as usize]; // Within the file.
+            from.file
+                .read_exact_at(&mut bytes, start as u64)
+                .map_err(SegmentError::io(&from.path))?;
+            self.begin_column();
+            let moved = self.out.bytes_written() as i64 - start;
+            self.out.write_all(&bytes).map_err(SegmentError::io(&self.path))?;
+            let mut index = OffsetIndexBuilder::new();
+            let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([rows]);
+            for (page, end) in locations.iter().zip(ends) {
+                index.append_offset_and_size(page.offset + moved, page.compressed_page_size);
+                index.append_row_count(end - page.first_row_index);
+            }
+            let copied = ColumnChunkMetaData::builder(self.schema.column(column))
+                .set_encodings(chunk.encodings().collect())
+                .set_num_values(chunk.num_values())
+                .set_total_compressed_size(chunk.compressed_size())
+                .set_total_uncompressed_size(chunk.uncompressed_size())
+                .set_data_page_offset(start + moved)
+                .build()
+                .map_err(|source| self.failed(source))?;
+            self.end_column(copied, Some(index.build()), rows as u64)?;
+        }
+        Ok(())
+    }
+
     /// Writes the footer and syncs the file.
     pub(super) fn finish(self) -> Result<(), SegmentError> {
         assert!(self.open.is_empty(), "a row group has all its columns before the file ends");
@@ -190,8 +246,13 @@ impl Draft {
             .set_row_groups(row_groups)
             .set_page_index(Some(Arc::new(pages.build())))
             .build();
+        sink.hold();
         let written = ParquetMetaDataWriter::new_with_tracked(out, &metadata).finish();
         written.map_err(|source| failed(&path, &sink, source))?;
+        sink.release(|end| {
+            order_by_type(end, metadata.file_metadata().schema_descr().num_columns())
+        })
+        .map_err(SegmentError::io(&path))?;
         sink.sync().map_err(SegmentError::io(&path))
     }
 
@@ -249,6 +310,22 @@ impl Draft {
 
     fn failed(&self, source: ParquetError) -> SegmentError {
         failed(&self.path, &self.sink, source)
+    }
+}
+
+/// Says that the order of floats is that of their type, in a file's last bytes.
+///
+/// Parquet 60 writes IEEE_754_TOTAL_ORDER, a member of the union `ColumnOrder` that strict readers made
+/// before it was added (parquet2, so arrow2 and what is built on it) refuse with the whole file. It
+/// concerns statistics alone, of which there are none here. In Thrift's compact form the orders are
+/// the footer's last field: a member's id and type (`1c` is TYPE_ORDER, `2c` IEEE_754_TOTAL_ORDER), an
+/// empty struct, a stop; then the footer's stop, its length, the magic.
+fn order_by_type(end: &mut [u8], columns: usize) {
+    let orders = end.len().checked_sub(3 * columns + 1 + 8).map(|at| at..at + 3 * columns);
+    let Some(orders) = orders.and_then(|range| end.get_mut(range)) else { return };
+    let orders = orders.as_chunks_mut::<3>().0;
+    if orders.iter().all(|order| matches!(order, [0x1c | 0x2c, 0, 0])) {
+        orders.iter_mut().for_each(|order| order[0] = 0x1c);
     }
 }
 

@@ -202,7 +202,8 @@ impl SegmentFile {
         taken.then_some(PageBody { at: offset + header_bytes, bytes })
     }
 
-    fn locations(
+    /// Where the pages of a column chunk lie, as its offset index says.
+    pub(super) fn locations(
         &self,
         row_group: usize,
         column: usize,

@@ -19,6 +19,7 @@ mod error;
 mod footer;
 pub mod place;
 pub mod plan;
+pub mod query;
 mod schema;
 mod table;
 pub mod tensor;

@@ -23,6 +23,11 @@ pub(super) fn plain(name: &str, physical: Physical) -> TypePtr {
     column(name, physical, Repetition::REQUIRED, None)
 }
 
+/// A required or optional column of a plain type.
+pub(super) fn primitive(name: &str, physical: Physical, repetition: Repetition) -> TypePtr {
+    column(name, physical, repetition, None)
+}
+
 /// A required column of `width` bytes a value.
 pub(super) fn fixed(name: &str, width: usize) -> TypePtr {
     let width = i32::try_from(width).expect("a row has at most a few thousand bytes");

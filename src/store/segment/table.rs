@@ -65,7 +65,8 @@ impl<T: DataType> Values<T> {
         Self { values, definition: Some(definition), repetition: Some(repetition) }
     }
 
-    fn write(&self, draft: &mut Draft) -> Result<(), SegmentError> {
+    /// Writes the next column of a row group.
+    pub(super) fn write(&self, draft: &mut Draft) -> Result<(), SegmentError> {
         draft.column::<T>(&self.values, self.definition.as_deref(), self.repetition.as_deref())
     }
 
