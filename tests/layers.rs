@@ -13,13 +13,16 @@ const LAYERS: [(u8, &[&str]); 6] = [
     (1, &["types"]),
     (2, &["codec", "merkle"]),
     (3, &["store", "import"]),
-    (4, &["intake", "plan", "fold", "seal", "export"]),
+    (4, &["anchor", "intake", "plan", "fold", "seal", "export"]),
     (5, &["ledger"]),
     (7, &["cli"]),
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 18] = [
+const HOMES: [(&str, &[&str]); 21] = [
+    ("subxt", &["anchor/subtensor.rs"]),
+    ("tokio", &["anchor/subtensor.rs"]),
+    ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
     ("parquet", &["store/segment/"]),
     ("bytes", &["store/segment/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),

@@ -53,6 +53,17 @@ impl Field {
         Self(Hex([&[SHA256], &digest.0[..]].concat()))
     }
 
+    /// `Data::Raw`, of at most 128 bytes.
+    pub fn raw(bytes: &[u8]) -> Option<Self> {
+        let kind = u8::try_from(bytes.len()).ok().filter(|length| *length <= 128)? + 1;
+        Some(Self(Hex([&[kind], bytes].concat())))
+    }
+
+    /// `Data::ResetBondsFlag`, to compare with: it is never sent.
+    pub fn reset_bonds() -> Self {
+        Self(Hex(vec![RESET_BONDS]))
+    }
+
     /// The digest, if that is what it is.
     pub fn digest(&self) -> Option<Hash32> {
         let digest = self.0.0.strip_prefix(&[SHA256])?;

@@ -69,8 +69,26 @@ impl Head {
 pub enum Proof {
     /// On a chain with subtensor's `Commitments` pallet.
     Subtensor(Box<SubtensorProof>),
+    /// On such a chain by the word of a node that could not prove its state.
+    Node(NodeWord),
     /// In a text file, a digest a line: for tests. It proves nothing to who does not keep the file.
     File(FileProof),
+}
+
+/// What a node said, to be asked of another node: it proves nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeWord {
+    /// Hash of the chain's genesis block.
+    pub genesis: Hash32,
+    /// The subnet.
+    pub netuid: u16,
+    /// Who committed.
+    pub hotkey: Hash32,
+    /// The transaction, if it is known.
+    pub extrinsic: Option<Hex>,
+    /// The block that set it.
+    pub block: BlockId,
 }
 
 /// A line of a text file.
@@ -164,6 +182,8 @@ pub struct Anchored {
 /// What of a receipt's finality was checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
+    /// It proves nothing.
+    Unproven,
     /// It claims none.
     Included,
     /// It claims that a node said so; nothing shows it.
@@ -236,8 +256,32 @@ impl Receipt {
         let digest = self.head.digest();
         match &self.proof {
             Proof::Subtensor(proof) => proof.verify(&digest, expected, authorities),
+            Proof::Node(word) => word.verify(&digest, expected),
             Proof::File(proof) => proof.verify(&digest),
         }
+    }
+}
+
+impl NodeWord {
+    fn verify(&self, digest: &Hash32, expected: &Expected) -> Result<Anchored, ReceiptError> {
+        expected.check(&self.genesis, self.netuid, &self.hotkey)?;
+        let (digest, shown_at, standing) = (*digest, self.block, Standing::Unproven);
+        Ok(Anchored { digest, set_in: shown_at.number, shown_at, before: None, standing })
+    }
+}
+
+impl Expected {
+    fn check(&self, genesis: &Hash32, netuid: u16, hotkey: &Hash32) -> Result<(), ReceiptError> {
+        if *genesis != self.genesis {
+            return Err(ReceiptError::Genesis { expected: self.genesis, found: *genesis });
+        }
+        if netuid != self.netuid {
+            return Err(ReceiptError::Netuid { expected: self.netuid, found: netuid });
+        }
+        if *hotkey != self.hotkey {
+            return Err(ReceiptError::Hotkey { expected: self.hotkey, found: *hotkey });
+        }
+        Ok(())
     }
 }
 
@@ -264,7 +308,7 @@ impl SubtensorProof {
         expected: &Expected,
         authorities: Option<&AuthoritySet>,
     ) -> Result<Anchored, ReceiptError> {
-        self.check_place(expected)?;
+        expected.check(&self.genesis, self.netuid, &self.hotkey)?;
         let (header, commitment) = self.state.open(self.netuid, &self.hotkey)?;
         let shown_at = header.id;
         let commitment = commitment.ok_or(ReceiptError::Absent { block: shown_at })?;
@@ -282,20 +326,6 @@ impl SubtensorProof {
         let before = self.open_before(&header, set_in)?;
         let standing = self.finality.check(shown_at, authorities)?;
         Ok(Anchored { digest: *digest, set_in, shown_at, before, standing })
-    }
-
-    fn check_place(&self, expected: &Expected) -> Result<(), ReceiptError> {
-        let Expected { genesis, netuid, hotkey } = *expected;
-        if self.genesis != genesis {
-            return Err(ReceiptError::Genesis { expected: genesis, found: self.genesis });
-        }
-        if self.netuid != netuid {
-            return Err(ReceiptError::Netuid { expected: netuid, found: self.netuid });
-        }
-        if self.hotkey != hotkey {
-            return Err(ReceiptError::Hotkey { expected: hotkey, found: self.hotkey });
-        }
-        Ok(())
     }
 
     fn open_before(&self, header: &Header, set_in: u32) -> Result<Option<Sighting>, ReceiptError> {
@@ -321,6 +351,9 @@ pub fn sighting(at: u32, commitment: Option<&Commitment>) -> Sighting {
 impl Anchored {
     /// What the receipt shows of the hotkey's slot, for [`crate::exclusive::coverage`].
     pub fn sightings(&self) -> Vec<Sighting> {
+        if self.standing == Standing::Unproven {
+            return Vec::new();
+        }
         let slot = Slot { block: self.set_in, digest: Some(self.digest) };
         let shown = Sighting { at: self.shown_at.number, slot: Some(slot) };
         self.before.iter().cloned().chain([shown]).collect()

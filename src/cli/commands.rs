@@ -25,7 +25,7 @@ use crate::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::{MinersPolicy, RoundsEntry},
+        record::{AnchorPlace, MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -86,6 +86,11 @@ struct InitDocument {
     left_out: Vec<String>,
 }
 
+fn anchor_place(args: &InitArgs) -> Option<AnchorPlace> {
+    let (netuid, chain_genesis) = (args.netuid?, args.chain_genesis?);
+    Some(AnchorPlace { netuid, chain_genesis, hotkey: args.anchor_hotkey? })
+}
+
 pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
     let miners = match &args.miners {
         Some(path) => MinersPolicy::Hotkeys(submit::hotkeys(path)?),
@@ -100,6 +105,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         frozen: args.frozen,
         miners,
         key_file: args.key.log_key_file.as_deref(),
+        anchor: anchor_place(args),
     };
     let report = make_ledger(&args.ledger, &options, progress)?;
     for (name, why) in &report.frozen {
@@ -356,6 +362,9 @@ fn round_line(entry: &RoundsEntry) -> String {
     match entry {
         RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
         RoundsEntry::Round(record) => format!("round {}  next {}", record.round, record.next.root),
+        RoundsEntry::Anchor(record) => {
+            format!("anchor of {} entries  block {}", record.size, record.block.number)
+        }
     }
 }
 

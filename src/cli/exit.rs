@@ -9,11 +9,13 @@ use crate::{
 
 const FAILURE: u8 = 1;
 const USAGE: u8 = 2;
+const INCOMPLETE: u8 = 3;
 const AUTHENTICATION: u8 = 4;
 const NO_LEDGER: u8 = 10;
 const LOCKED: u8 = 11;
 const MISMATCH: u8 = 20;
 const BAD_SIGNATURE: u8 = 21;
+const CONTRADICTION: u8 = 22;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,17 @@ pub enum CliError {
     Refused(crate::types::refusal::Refusal),
     #[error("{path} is not empty; give a new or an empty directory with --dir")]
     NotEmpty { path: std::path::PathBuf },
+    #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
+    AnchorWhere,
+    #[error("this build knows no chain: build it with `cargo build --release --features chain`")]
+    NoChain,
+    #[error("{path}: {source}")]
+    Receipt { path: std::path::PathBuf, source: crate::types::json::JsonError },
+    #[error(
+        "incomplete: not done: {checks}. --authorities says who signs for blocks, --included takes \
+         the operator's word for them"
+    )]
+    AnchorIncomplete { checks: String },
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
@@ -52,6 +65,9 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::AnchorWhere | CliError::NoChain => USAGE,
+        CliError::Receipt { .. } => MISMATCH,
+        CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -70,6 +86,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
         LedgerError::Note(_) => BAD_SIGNATURE,
+        LedgerError::Anchor(error) if error.is_contradiction() => CONTRADICTION,
+        LedgerError::Anchor(error) if error.is_signature() => BAD_SIGNATURE,
+        LedgerError::Anchor(_) => MISMATCH,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds

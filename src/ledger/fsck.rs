@@ -20,7 +20,9 @@ use crate::{
 };
 
 use super::{
-    Ledger, LedgerError, check,
+    Ledger, LedgerError,
+    anchored::{self, AnchorTrust},
+    check,
     replay::{ReplayOptions, replay, stored_plan},
     seal::FoldOptions,
     thread_pool,
@@ -82,6 +84,7 @@ fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
         log.verify_head(&key.parse()?)?;
         entries += log.size();
     }
+    anchored::judge_all(ledger, AnchorTrust::default())?;
     Ok(entries)
 }
 

@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+pub mod anchor;
+pub mod anchored;
 pub mod check;
 pub mod diff;
 pub mod fsck;
@@ -39,7 +41,7 @@ use crate::{
         digest::Digest,
         json,
         manifest::{ManifestError, ManifestId},
-        record::{Genesis, MinersPolicy, RoundRecord, RoundsEntry},
+        record::{AnchorRecord, Genesis, MinersPolicy, RoundRecord, RoundsEntry},
         rule::{Rule, RuleError, SparseMeanSgd},
         submission::{Miner, Submission},
         tensor::TensorError,
@@ -119,6 +121,10 @@ pub enum LedgerError {
     NoTensor { name: String },
     #[error("the record of round {round} would take {bytes} bytes, more than a log entry holds")]
     RecordBytes { round: u64, bytes: usize },
+    #[error(transparent)]
+    Anchor(#[from] anchored::AnchorError),
+    #[error(transparent)]
+    AnchorStep(#[from] anchor::AnchorStepError),
     #[error("the thread that appends submissions has ended")]
     SubmitterGone,
     #[error("the submission was not appended: {reason}")]
@@ -189,6 +195,16 @@ pub struct Ledger {
     rounds: LogReader,
     submissions: LogReader,
     sealed: Vec<Sealed>,
+    anchors: Vec<Anchored>,
+}
+
+/// An anchor with its place in the rounds log.
+#[derive(Clone, Copy, Debug)]
+pub struct Anchored {
+    /// Index in the rounds log.
+    pub index: u64,
+    /// What it says.
+    pub record: AnchorRecord,
 }
 
 impl Ledger {
@@ -220,7 +236,7 @@ impl Ledger {
         let rounds = open(&place.rounds_log())?;
         let submissions = open(&place.submissions_log())?;
         let mut genesis = None;
-        let mut sealed = Vec::new();
+        let (mut sealed, mut anchors) = (Vec::new(), Vec::new());
         for (index, entry) in (0..).zip(rounds.entries(0..rounds.size())?) {
             let bytes = entry?;
             let entry = json::from_slice(&bytes).map_err(|source| LedgerError::Entry {
@@ -234,20 +250,21 @@ impl Ledger {
                 RoundsEntry::Round(record) if index > 0 => {
                     sealed.push(Sealed { index, leaf, record: *record });
                 }
+                RoundsEntry::Anchor(record) if index > 0 => {
+                    anchors.push(Anchored { index, record });
+                }
                 RoundsEntry::Genesis(_) => {
                     return Err(LedgerError::EntryKind { index, found: "a second genesis" });
                 }
-                RoundsEntry::Round(_) => {
-                    return Err(LedgerError::EntryKind {
-                        index,
-                        found: "a round before the genesis",
-                    });
+                RoundsEntry::Round(_) | RoundsEntry::Anchor(_) => {
+                    let found = "another entry before the genesis";
+                    return Err(LedgerError::EntryKind { index, found });
                 }
             }
         }
         let (genesis, run_id) = genesis.ok_or_else(no_ledger)?;
         check_genesis(&genesis)?;
-        Ok(Self { place, genesis, run_id, rounds, submissions, sealed })
+        Ok(Self { place, genesis, run_id, rounds, submissions, sealed, anchors })
     }
 
     /// Where it lies.
@@ -278,6 +295,11 @@ impl Ledger {
     /// The sealed rounds, oldest first.
     pub fn sealed(&self) -> &[Sealed] {
         &self.sealed
+    }
+
+    /// The anchors that the log tells of, oldest first.
+    pub fn anchors(&self) -> &[Anchored] {
+        &self.anchors
     }
 
     /// Where round `round` stands among the sealed ones.

@@ -18,7 +18,7 @@ use crate::{
     },
     types::{
         json,
-        record::{ENTRY_BYTES_MAX, RoundRecord, RoundsEntry},
+        record::{AnchorRecord, ENTRY_BYTES_MAX, RoundRecord, RoundsEntry},
         submission::Submission,
     },
 };
@@ -56,8 +56,10 @@ impl LedgerWriter {
         key_file: Option<&Path>,
     ) -> Result<Self, LedgerError> {
         // A directory without a ledger gets no lock file either.
-        let genesis = Ledger::open_in(files.clone(), root)?.genesis;
+        let ledger = Ledger::open_in(files.clone(), root)?;
         let lock = WriterLock::acquire(root)?;
+        super::anchor::refuse_older(&ledger)?;
+        let genesis = ledger.genesis;
         let place = crate::store::place::Place::new(files.clone(), root);
         let key_path = key_file.map_or_else(|| place.log_key(), Path::to_owned);
         let seed = keys::load(&*files, &key_path).map_err(StoreError::from)?;
@@ -106,6 +108,16 @@ impl LedgerWriter {
             return Err(LedgerError::RecordBytes { round, bytes });
         }
         self.rounds.append(&[bytes])?;
+        self.reload()
+    }
+
+    /// Appends what is known of an anchored head.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then it is not in the log.
+    pub fn append_anchor(&mut self, record: AnchorRecord) -> Result<(), LedgerError> {
+        self.rounds.append(&[json::to_vec(&RoundsEntry::Anchor(record))])?;
         self.reload()
     }
 

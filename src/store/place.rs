@@ -42,6 +42,21 @@ impl Place {
         self.root.join("open-round.json")
     }
 
+    /// Receipts of anchored heads.
+    pub fn anchors(&self) -> PathBuf {
+        self.root.join("anchors")
+    }
+
+    /// The receipt of the anchored head with `size` entries.
+    pub fn anchor(&self, size: u64) -> PathBuf {
+        self.anchors().join(format!("{size}.json"))
+    }
+
+    /// The anchoring under way.
+    pub fn anchor_intent(&self) -> PathBuf {
+        self.anchors().join("intent.json")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

@@ -207,6 +207,7 @@ impl Fixture {
             frozen: false,
             key_file: None,
             miners: gradledger::types::record::MinersPolicy::Listed,
+            anchor: None,
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
