@@ -569,7 +569,7 @@ fn peers_come_from_a_file_too() {
         seal["accepted"].as_array().unwrap().iter().map(|a| a["uid"].as_u64()).collect();
     assert_eq!(uids, [Some(3), Some(5)]);
     fs::write(&peers, r#"{"peers": [3, 3]}"#).unwrap();
-    assert!(fails(1, &[&args[..], &["--peers-file", &peers]].concat()).contains("peers.json"));
+    assert!(fails(2, &[&args[..], &["--peers-file", &peers]].concat()).contains("peers.json"));
 }
 
 #[test]

@@ -21,7 +21,10 @@ use common::{
 };
 use gradledger::{
     ledger::import::Peers,
-    store::files::{Files, ReadFile, WriteFile, create_dir_durable, read_whole, write_whole},
+    store::{
+        files::{Files, ReadFile, WriteFile, create_dir_durable, read_whole, write_whole},
+        keys,
+    },
     types::digest::Digest,
 };
 
@@ -63,6 +66,97 @@ fn a_second_round_survives() {
     let before = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
     let steps = [Step::import(ROUNDS[1]), Step::Seal(ROUNDS[1])];
     survives(&LedgerScenario::new(&fixture, "second round", &before, &steps));
+}
+
+/// The key is made; then one that an interrupted rotation left is taken up, so that every life
+/// publishes the same heads, and no two lives one size with two roots.
+#[test]
+fn a_rotation_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Rotate, Step::Seal(ROUNDS[0])];
+    survives(&LedgerScenario::new(&fixture, "rotation", &before, &[Step::Rotate]));
+    let whole = LedgerScenario::new(&fixture, "rotation and seal", &before, &steps);
+    let disk = whole.base.fork(None);
+    keys::create(&disk, &fixture.root().join("keys/log-1.key")).unwrap();
+    let (disk, known) = (disk.restart(Survival::Dropped), whole.known.clone());
+    survives(&LedgerScenario::on(&fixture, "rotation and seal", disk, known, &steps));
+}
+
+/// Three sealed rounds, a fourth state that a seal left whose record was not committed, and a delta
+/// that no statement names.
+fn to_collect(fixture: &Fixture) -> LedgerScenario<'_> {
+    let sealed = |round| [Step::import(round), Step::Seal(round)];
+    let [first @ .., last] = ROUNDS;
+    let before: Vec<_> =
+        [Step::Init].into_iter().chain(first.into_iter().flat_map(sealed)).collect();
+    let whole = LedgerScenario::new(fixture, "gc", &before, &sealed(last));
+    let disk = whole.disk();
+    whole.act(disk.handle(), &mut vec![]).unwrap();
+    let tree_state =
+        |(call, path): &(Call, PathBuf)| *call == Call::Rename && path.ends_with("tree-state");
+    let commit = disk.trace().iter().rposition(tree_state).unwrap();
+    let disk = whole.base.fork(Some(Fault::CutAt(commit)));
+    let mut known = whole.known.clone();
+    whole.act(disk.handle(), &mut known).unwrap_err();
+    let disk = disk.restart(Survival::Torn);
+    let deltas = fixture.root().join("segments/deltas");
+    for (path, bytes) in disk.files().into_iter().filter(|(path, _)| path.starts_with(&deltas)) {
+        let other = deltas.join("5e").join("5e".repeat(32));
+        create_dir_durable(&disk, &other).unwrap();
+        write_whole(&disk, &other.join(path.file_name().unwrap()), &bytes).unwrap();
+    }
+    LedgerScenario::on(fixture, "gc", disk.restart(Survival::Dropped), known, &[Step::Gc(2)])
+}
+
+#[test]
+fn gc_survives() {
+    let fixture = Fixture::new();
+    let scenario = to_collect(&fixture);
+    // It drops a state, and removes what the seal left.
+    let kept = |disk: &MemFs, dir: &str| {
+        let dir = fixture.root().join(dir);
+        disk.files().keys().filter(|path| path.starts_with(&dir)).count()
+    };
+    let (before, after) = (scenario.disk(), scenario.disk());
+    scenario.act(after.handle(), &mut vec![]).unwrap();
+    let gone = |dir: &str| kept(&before, dir) - kept(&after, dir);
+    assert_eq!((gone("segments/tensors"), gone("hashes"), gone("segments/plans")), (4, 1, 1));
+    assert_eq!(gone("segments/deltas"), 2);
+    survives(&scenario);
+}
+
+/// A gc that was killed after its list was renamed into place and before that was durable; the next
+/// one may not take the list for durable.
+#[test]
+fn gc_after_a_cut_gc_survives() {
+    let fixture = Fixture::new();
+    let whole = to_collect(&fixture);
+    let disk = whole.disk();
+    whole.act(disk.handle(), &mut vec![]).unwrap();
+    let listed =
+        |(call, path): &(Call, PathBuf)| *call == Call::Rename && path.ends_with("retention.json");
+    let listed = disk.trace().iter().position(listed).unwrap();
+    let middle = listed + (disk.calls() - listed) / 2;
+    for (cut, survival) in [(listed + 1, Survival::Killed), (middle, Survival::Scattered(3))] {
+        let disk = whole.base.fork(Some(Fault::CutAt(cut)));
+        let known = whole.known.clone();
+        whole.act(disk.handle(), &mut vec![]).unwrap_err();
+        let name = "gc after a cut gc";
+        let disk = disk.restart(survival);
+        let again = LedgerScenario::on(&fixture, name, disk, known, &[Step::Gc(2)]);
+        survives(&again.knowing(&whole));
+    }
+}
+
+/// The logs are cut while the index, which no cut reaches, stays as some earlier life left it: of the
+/// same logs, shorter or longer.
+#[test]
+fn the_index_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Index, Step::Seal(ROUNDS[0]), Step::Index];
+    survives(&LedgerScenario::new(&fixture, "index rebuild", &before, &steps));
 }
 
 /// The first calls after a cut: recovery, cut in turn.

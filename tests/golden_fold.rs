@@ -119,7 +119,7 @@ fn seal_one(ledger: &Path, round: &Value, from: &Gradients<'_>, path: cpu::Path)
     let number = round["window"].as_u64().unwrap();
     let mut writer = LedgerWriter::open(ledger, None).unwrap();
     let peers = match from {
-        Gradients::Directory(_) => {
+        Gradients::Directory(_) | Gradients::Absent => {
             Some(Peers { listed: uids(&round["peers"]), reserve: uids(&round["reserve_peers"]) })
         }
         Gradients::Aggregator(_) => None,

@@ -19,7 +19,7 @@ const LAYERS: [(u8, &[&str]); 6] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 21] = [
+const HOMES: [(&str, &[&str]); 24] = [
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
@@ -37,9 +37,12 @@ const HOMES: [(&str, &[&str]); 21] = [
     ("ryu_js", &["types/json.rs"]),
     ("unicode_normalization", &["types/"]),
     ("crc32fast", &["import/"]),
+    ("toml", &["store/config.rs"]),
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("sled", &["store/index/sled.rs"]),
+    ("rocksdb", &["store/index/rocks.rs"]),
     ("rayon", &["fold.rs", "plan.rs", "ledger/", "store/segment/", "merkle/pieces.rs"]),
 ];
 

@@ -63,6 +63,67 @@ fn peaks(model_bytes: u64) -> [u64; 2] {
     })
 }
 
+/// The most anonymous memory of a replay of the last of `rounds` rounds, all states between dropped.
+fn span_peak(rounds: u64, miners: u16, tensors: u64) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let ledger = dir.path().join("ledger");
+    let of = |round| Synthetic {
+        seed: 7,
+        round,
+        miners,
+        tensors: (0..tensors)
+            .map(|at| Tensor { name: format!("layers.{at}.weight"), shape: vec![64, 64] })
+            .collect(),
+    };
+    let done = |command: &mut Command| assert!(command.status().unwrap().success());
+    of(1).write_model(dir.path()).unwrap();
+    done(
+        gradledger(&["init"], &ledger)
+            .args(["--run", "memory", "--rule", "templar", "--checkpoint"])
+            .arg(of(1).model_path(dir.path())),
+    );
+    for round in 1..=rounds {
+        let synthetic = of(round);
+        synthetic.write_gradients(dir.path()).unwrap();
+        let uids: Vec<_> = synthetic.uids().map(|uid| uid.to_string()).collect();
+        let round = round.to_string();
+        done(
+            gradledger(&["import", "templar"], &ledger)
+                .args(["--round", &round, "--peers", &uids.join(","), "--gradients"])
+                .arg(dir.path()),
+        );
+        done(gradledger(&["seal"], &ledger).args(["--round", &round]));
+    }
+    done(gradledger(&["gc"], &ledger).args(["--keep-every", "1000"]));
+    let last = rounds.to_string();
+    let (status, peak) =
+        watched(gradledger(&["replay"], &ledger).args(["--round", &last, "--threads", "2"]))
+            .unwrap();
+    assert!(status.success());
+    peak
+}
+
+/// What a delta of a span takes: its lists of tensors and pages, and a piece each of two columns.
+const DELTA_TENSOR_BYTES_MAX: u64 = 4 << 10;
+
+#[test]
+fn a_span_of_dropped_states_takes_some_kilobytes_a_tensor_and_delta() {
+    if !Path::new("/proc/self/status").exists() {
+        println!("skipped: without /proc nobody says how much memory a process takes");
+        return;
+    }
+    let (miners, tensors) = (4, 80);
+    let (short, long) = (span_peak(4, miners, tensors), span_peak(16, miners, tensors));
+    let more = 12 * u64::from(miners) * tensors;
+    println!(
+        "replay of a span: {} KiB for 16 deltas, {} KiB for 64: {} bytes a tensor and delta",
+        short >> 10,
+        long >> 10,
+        long.saturating_sub(short) / more
+    );
+    assert!(short > 0 && long < short + more * DELTA_TENSOR_BYTES_MAX);
+}
+
 #[test]
 fn seal_and_replay_take_no_more_memory_for_a_larger_model() {
     if !Path::new("/proc/self/status").exists() {

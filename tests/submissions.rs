@@ -18,6 +18,7 @@ use gradledger::{
         fsck::fsck,
         init::{InitOptions, init},
         replay::{ReplayOptions, replay},
+        rotate::rotate_key,
         seal::{FoldOptions, seal},
         submit::{Known, Receipt, SignedStatement, Submitter, submit_batch},
         writer::LedgerWriter,
@@ -211,6 +212,31 @@ fn a_signed_round_is_submitted_sealed_and_replayed() {
     let options = ReplayOptions { rounds: 1..=2, tensor: None, fold: FoldOptions::default() };
     replay(&ledger, &options, &Silent).unwrap();
     fsck(&ledger, FoldOptions::default(), &Silent).unwrap();
+}
+
+#[test]
+fn receipts_hold_with_the_key_of_their_time() {
+    let run = Run::new(2);
+    let mut writer = run.writer();
+    let submit = |writer: &mut LedgerWriter, number: u8| {
+        let stored = store(writer, &run.delta(u64::from(number), |_, _| {}), 1);
+        let submission = signed(writer, &miner(number), 1, stored);
+        answer(writer, submission).unwrap()
+    };
+    let first = submit(&mut writer, 1);
+    let before = submissions_key(writer.ledger());
+    let after = rotate_key(&mut writer, None).unwrap().log_keys.submissions.parse().unwrap();
+    let second = submit(&mut writer, 2);
+    assert_eq!((first.index, second.index), (0, 1));
+    first.verify(&before).unwrap();
+    second.verify(&after).unwrap();
+    assert!(first.verify(&after).is_err() && second.verify(&before).is_err());
+    seal(&mut writer, 1, FoldOptions::default(), &Silent).unwrap();
+    // A window and a receipt of after another rotation, of a writer that opened anew.
+    rotate_key(&mut writer, None).unwrap();
+    drop(writer);
+    fsck(run.writer().ledger(), FoldOptions::default(), &Silent).unwrap();
+    first.verify(&before).unwrap();
 }
 
 #[test]

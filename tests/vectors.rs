@@ -17,12 +17,13 @@ use std::{
 use gradledger::{
     codec::book::Book,
     intake::dispose::{Expected, dispose},
-    ledger::submit::Receipt,
+    ledger::{key_chain::KeyChain, submit::Receipt},
     merkle::{
         head::TreeHead,
         manifest::manifest_id,
         note::{LogKey, VerifierKey},
         pieces::Pieces,
+        rotation::Rotation,
         tree::leaf_hash,
     },
     seal::{dispositions_id, plan_pieces},
@@ -33,6 +34,7 @@ use gradledger::{
         open_round::OpenRound,
         place::Place,
         quarantine,
+        retention::Retention,
         segment::{
             LogicalBytes,
             delta::{self, DeltaSegments, DeltaWriter},
@@ -607,6 +609,42 @@ fn a_receipt_proves_a_submission_and_no_other() {
 }
 
 #[test]
+fn a_hand_over_of_the_log_key_is_signed_so() {
+    let (taken, refused) = vectors("rotations.jsonl");
+    let follow = |case: &Value| {
+        let entry = json::from_slice::<RoundsEntry>(text(case, "entry").as_bytes()).unwrap();
+        let RoundsEntry::KeyRotation(rotation) = entry else { panic!("{case}") };
+        let mut chain =
+            KeyChain::of_genesis("ledger.example/run", &field(case, "log_keys")).unwrap();
+        let (run, index) = (field(case, "run"), field(case, "index"));
+        (chain.rotate(run, index, &rotation).map(|()| chain), *rotation)
+    };
+    for case in &taken {
+        assert_record::<RoundsEntry>(case);
+        let (chain, entry) = follow(case);
+        let chain = chain.unwrap();
+        let seed: [u8; 32] = std::array::from_fn(|at| at as u8 + 32);
+        let new = LogKey::from_seed("ledger.example/run/rounds", &seed).unwrap();
+        assert_eq!(chain.newest().log_keys.rounds, new.vkey());
+        let rotation = Rotation {
+            run: field(case, "run"),
+            index: field(case, "index"),
+            submissions_size: entry.submissions.size,
+            submissions_root: entry.submissions.root,
+            old: *log_key("rounds").verifier().key(),
+            new: *new.verifier().key(),
+        };
+        assert_eq!(rotation.bytes().to_vec(), hex(case, "signed"));
+        let by = [rotation.sign(&log_key("rounds")), rotation.sign(&new)];
+        assert_eq!(by, [entry.by_old.0, entry.by_new.0]);
+    }
+    assert!(!refused.is_empty());
+    for case in refused {
+        assert_refused(&case, follow(&case).0);
+    }
+}
+
+#[test]
 fn an_open_round_is_spelled_so() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new(Arc::new(Disk), dir.path());
@@ -626,6 +664,18 @@ fn an_open_round_is_spelled_so() {
     }
     fs::write(dir.path().join("open-round.json"), vec![b' '; (1 << 20) + 1]).unwrap();
     assert!(OpenRound::load(&place).is_err());
+}
+
+#[test]
+fn dropped_states_are_spelled_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = Place::new(Arc::new(Disk), dir.path());
+    assert_eq!(Retention::load(&place).unwrap(), Retention::new(vec![]));
+    let retention = Retention::new(vec![[1, 49], [51, 51]]);
+    retention.save(&place).unwrap();
+    let spelled = fs::read(place_of("retention.json")).unwrap();
+    assert_eq!(fs::read(dir.path().join("retention.json")).unwrap(), spelled);
+    assert_eq!(Retention::load(&place).unwrap(), retention);
 }
 
 #[test]

@@ -220,10 +220,10 @@ SEED = bytes(range(32))
 ORIGIN = "ledger.example/run"
 
 
-def public_key():
+def public_key(seed=SEED):
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-    key = Ed25519PrivateKey.from_private_bytes(SEED)
+    key = Ed25519PrivateKey.from_private_bytes(seed)
     return key, key.public_key().public_bytes_raw()
 
 
@@ -231,14 +231,55 @@ def key_id(name, public):
     return sha256(name.encode() + b"\n\x01" + public)[:4]
 
 
-def vkey(name):
-    _, public = public_key()
+def vkey(name, seed=SEED):
+    _, public = public_key(seed)
     key = base64.b64encode(b"\x01" + public).decode()
     return f"{name}+{key_id(name, public).hex()}+{key}"
 
 
 def refusal(code, expected, found, tensor=None):
     return {"code": code, "expected": expected, "found": found, "tensor": tensor}
+
+
+def log_keys(seed=SEED):
+    return {log: vkey(f"{ORIGIN}/{log}", seed) for log in ("rounds", "submissions")}
+
+
+def rotations():
+    """One entry each, after a genesis with the key of SEED, at entry 1 of the rounds log."""
+    run, next_seed, third = leaf(b"vectors"), bytes(range(32, 64)), bytes(range(64, 96))
+
+    def signed(index=1, run=run, old=SEED, new=next_seed, size=2, by=None):
+        body = (
+            b"gradledger/key-rotation/1\0" + run + struct.pack("<QQ", index, size)
+            + bytes.fromhex(HASH["2"]) + public_key(old)[1] + public_key(new)[1]
+        )
+        return body, [public_key(seed)[0].sign(body).hex() for seed in by or (old, new)]
+
+    def case(what, keys=None, size=2, refused=None, **changes):
+        body, (by_old, by_new) = signed(**({"size": size} | changes))
+        entry = {
+            "kind": "key-rotation", "log_keys": keys or log_keys(next_seed),
+            "submissions": {"size": size, "root": HASH["2"]}, "by_old": by_old, "by_new": by_new,
+        }
+        text = canonical(entry)
+        base = {"what": what, "run": run.hex(), "log_keys": log_keys(), "index": 1, "entry": text.decode()}
+        if refused:
+            return base | {"refused": refused}
+        return base | {"leaf": leaf(text).hex(), "signed": body.hex()}
+
+    yield case("a hand-over")
+    yield case("with fewer submissions", size=0)
+    yield case("signed for another entry", index=2, refused="Signature")
+    yield case("signed for another run", run=leaf(b"other"), refused="Signature")
+    yield case("from another key", old=third, refused="Signature")
+    yield case("signed twice by the new key", by=(next_seed, next_seed), refused="Signature")
+    yield case("signed twice by the old key", by=(SEED, SEED), refused="Signature")
+    yield case("to the key that signs already", keys=log_keys(), new=SEED, refused="Reused")
+    mixed = log_keys(next_seed) | {"submissions": vkey(ORIGIN + "/submissions", third)}
+    yield case("two keys", keys=mixed, refused="TwoKeys")
+    other = log_keys(next_seed) | {"rounds": vkey("ledger.example/other/rounds", next_seed)}
+    yield case("the keys of another log", keys=other, refused="Name")
 
 
 def records():
@@ -800,6 +841,7 @@ def main():
     lines("dispositions.jsonl", dispositions())
     lines("hashes.jsonl", hashes())
     lines("places.jsonl", places())
+    lines("rotations.jsonl", rotations())
     rounds, root = ORIGIN + "/rounds", sha256(b"vectors")
     write("keys/log.key", b"gradledger-log-key/1 " + base64.b64encode(SEED) + b"\n")
     write("keys/log.key.heads", canonical({
@@ -807,6 +849,7 @@ def main():
     write("tree-head.note", head_note(rounds, 3, root).encode())
     write("receipt.json", json.dumps(receipt(), indent=2, ensure_ascii=False).encode())
     write("open-round.json", canonical({"round": 62840, "listed": [7, 3, 41], "reserve": [200, HASH["4"]]}))
+    write("retention.json", canonical({"dropped": [[1, 49], [51, 51]], "version": 1}))
 
 
 if __name__ == "__main__":

@@ -1,31 +1,44 @@
 //! The commands: arguments in, one call to the ledger, its report out.
 
-use std::fmt::Write as _;
+use std::{
+    fmt::Write as _,
+    path::{Path, PathBuf},
+};
 
 use serde::Serialize;
 
 use crate::{
-    export::{ExportDtype, export as export_checkpoint},
+    export::{ExportDtype, ExportError, export as export_checkpoint},
     import::templar::PeersFile,
     ledger::{
-        At, Ledger,
+        At, Ledger, LedgerError,
         diff::{TensorDiff, diff as diff_states},
         fsck::fsck as check_ledger,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
-        replay::{ReplayOptions, replay as replay_rounds},
+        last_head::LastHead,
+        replay::{ReplayOptions, rebuild, replay as replay_rounds},
+        retention::Kept,
+        rotate::rotate_key as change_key,
         seal::{FoldOptions, SealReport, seal as seal_round},
         show as views,
+        submit::statement_of,
         writer::LedgerWriter,
     },
-    store::files::Disk,
+    merkle::note::NOTE_BYTES_MAX,
+    store::{
+        artifacts::StoredCheckpoint,
+        files::{Disk, Files, read_whole},
+        log::LogError,
+        place::Place,
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::{AnchorPlace, MinersPolicy, RoundsEntry},
+        record::{AnchorPlace, LogKeys, MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -33,9 +46,10 @@ use crate::{
 
 use super::{
     DiffArgs, DtypeName, ExportArgs, FoldArgs, FsckArgs, ImportTemplarArgs, InitArgs, LogArgs,
-    MeanName, NormName, ReplayArgs, RuleName, SealArgs, ShowArgs,
+    MeanName, NormName, ReplayArgs, RotateKeyArgs, RuleName, SealArgs, ShowArgs, WriterArgs,
     exit::CliError,
     output::{print, size},
+    progress::say,
     submit,
 };
 
@@ -43,6 +57,17 @@ use super::{
 const PEERS_BYTES_MAX: u64 = 1 << 20;
 
 type Done = Result<(), CliError>;
+
+/// Opens the ledger for writing, if it leads to the heads given.
+pub(super) fn open_writer(ledger: &Path, args: &WriterArgs) -> Result<LedgerWriter, CliError> {
+    let read = |path: &PathBuf| {
+        let note = read_whole(&Disk, path, NOTE_BYTES_MAX as u64);
+        let note = note.map_err(|source| CliError::Io { path: path.clone(), source })?;
+        Ok(LastHead { path: path.clone(), note })
+    };
+    let heads = args.last_head.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
+    Ok(LedgerWriter::open_after(ledger, args.key.log_key_file.as_deref(), &heads)?)
+}
 
 impl From<&FoldArgs> for FoldOptions {
     fn from(args: &FoldArgs) -> Self {
@@ -81,7 +106,7 @@ struct InitDocument {
     run: String,
     run_id: Digest,
     model: ManifestId,
-    log_keys: crate::types::record::LogKeys,
+    log_keys: LogKeys,
     frozen: Vec<String>,
     left_out: Vec<String>,
 }
@@ -140,7 +165,7 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let peers = match &args.peers_file {
         Some(path) => {
             let io = |source| CliError::Io { path: path.clone(), source };
-            let text = crate::store::files::read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
+            let text = read_whole(&Disk, path, PEERS_BYTES_MAX).map_err(io)?;
             let peers = |source| CliError::Peers { path: path.clone(), source };
             let file = PeersFile::read(&text).map_err(peers)?;
             Some(Peers { listed: file.peers, reserve: file.reserve_peers })
@@ -151,9 +176,9 @@ pub fn import(args: &ImportTemplarArgs, progress: &dyn Progress) -> Done {
     let gradients = match (&args.gradients, &args.aggregator) {
         (Some(directory), _) => Gradients::Directory(directory),
         (None, Some(file)) => Gradients::Aggregator(file),
-        (None, None) => unreachable!("clap asks for one of them"),
+        (None, None) => Gradients::Absent,
     };
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = import_templar(&mut writer, args.round, &gradients, peers, progress)?;
     print(args.json, &report, || import_text(&report))
 }
@@ -178,8 +203,11 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
-    let mut writer = LedgerWriter::open(&args.ledger, args.key.log_key_file.as_deref())?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
     let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    if report.already {
+        say(format_args!("round {} was sealed already; this is what came of it", report.round));
+    }
     print(args.json, &report, || seal_text(&report))
 }
 
@@ -242,21 +270,61 @@ struct ExportedFile {
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
-    let state = ledger.state(args.round)?;
-    let checkpoint = ledger.checkpoint(state).map_err(crate::ledger::LedgerError::from)?;
+    let (kept, state) = (Kept::load(&ledger)?, ledger.state(args.round)?);
+    let mut scratch = None;
+    let checkpoint = match args.round {
+        At::Round(round) if !kept.has(state) => {
+            progress.note(&format!("the state after round {round} was dropped: folding it again"));
+            let place = scratch.insert(scratch_beside(&args.out)?);
+            rebuild(&ledger, round, place, (&args.fold).into(), progress)
+        }
+        _ => ledger.checkpoint(state).map_err(LedgerError::from),
+    };
+    let done = checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &c, progress));
+    if let Some(Place { root, .. }) = scratch {
+        // Of a failure before, the first is told.
+        let removed = Disk.remove_dir_all(&root);
+        let document = done?;
+        removed.map_err(|source| CliError::Io { path: root, source })?;
+        return print_export(args, &document);
+    }
+    print_export(args, &done?)
+}
+
+/// A directory beside `out` for a state that is folded again; what is in the way is said before that.
+fn scratch_beside(out: &Path) -> Result<Place, CliError> {
+    if std::fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) {
+        return Err(LedgerError::from(ExportError::NotEmpty { path: out.to_owned() }).into());
+    }
+    let mut name = out.as_os_str().to_owned();
+    name.push(".rebuilt");
+    let path = PathBuf::from(name);
+    if path.exists() {
+        return Err(CliError::InTheWay { path });
+    }
+    Ok(Place::new(std::sync::Arc::new(Disk), &path))
+}
+
+fn export_to(
+    args: &ExportArgs,
+    checkpoint: &StoredCheckpoint,
+    progress: &dyn Progress,
+) -> Result<ExportDocument, CliError> {
     let dtype = match args.dtype {
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
     };
-    progress.begin("export", state.bytes);
-    let files = &*ledger.place().files;
+    progress.begin("export", checkpoint.manifest().bytes());
     let written =
-        export_checkpoint(&checkpoint, dtype, args.shard_bytes, files, &args.out, progress)
-            .map_err(crate::ledger::LedgerError::from)?;
+        export_checkpoint(checkpoint, dtype, args.shard_bytes, &Disk, &args.out, progress)
+            .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
-    let document = ExportDocument { files: written.into_iter().map(file).collect() };
-    print(args.json, &document, || {
+    Ok(ExportDocument { files: written.into_iter().map(file).collect() })
+}
+
+fn print_export(args: &ExportArgs, document: &ExportDocument) -> Done {
+    print(args.json, document, || {
         document.files.iter().map(|f| format!("{}  {}\n", f.sha256, f.name)).collect()
     })
 }
@@ -264,7 +332,7 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
 pub fn show(args: &ShowArgs) -> Done {
     let ledger = Ledger::open(&args.ledger)?;
     let Some(round) = args.round else {
-        let view = views::show(&ledger);
+        let view = views::show(&ledger)?;
         return print(args.json, &view, || show_text(&view));
     };
     let view = views::show_round(&ledger, round)?;
@@ -274,9 +342,9 @@ pub fn show(args: &ShowArgs) -> Done {
 fn show_text(view: &views::LedgerView) -> String {
     let head = &view.head;
     let after = head.round.map_or_else(|| "genesis".to_owned(), |round| format!("round {round}"));
-    format!(
+    let mut text = format!(
         "run        {} {}\nrounds     {} sealed, {} submissions open\nhead       {after} {}\n           \
-         {} tensors, {}\nlog keys   {}\n           {}\n",
+         {} tensors, {}\nstates     {}\nlog keys   {}\n           {}\n",
         view.run,
         view.run_id,
         view.rounds,
@@ -284,16 +352,36 @@ fn show_text(view: &views::LedgerView) -> String {
         head.root,
         head.count,
         size(head.bytes),
+        states_text(&view.states),
         view.log_keys.rounds,
         view.log_keys.submissions
-    )
+    );
+    for retired in &view.retired_keys {
+        let (key, until) = (&retired.log_keys.rounds, retired.until);
+        let _ = writeln!(text, "retired    {key} (by entry {until} of the rounds log)");
+    }
+    text
+}
+
+fn states_text(states: &views::StatesView) -> String {
+    let views::StatesView { kept, dropped } = states;
+    if dropped.is_empty() {
+        return format!("{kept} kept, none dropped");
+    }
+    format!("{kept} kept; dropped after rounds {}", super::gc::ranges(dropped))
 }
 
 fn round_text(view: &views::RoundView) -> String {
     let record = &view.record;
     let mut text = format!(
-        "round      {} (entry {}, {})\nbase       {}\nnext       {}\nplan       {}\n",
-        record.round, view.index, view.leaf, record.base.root, record.next.root, record.plan.root
+        "round      {} (entry {}, {})\nbase       {}\nnext       {}{}\nplan       {}\n",
+        record.round,
+        view.index,
+        view.leaf,
+        record.base.root,
+        record.next.root,
+        if view.kept { "" } else { " (dropped)" },
+        record.plan.root
     );
     for line in &view.dispositions {
         let (miner, index) = (line.miner.to_string(), line.index.map(|i| format!(" (entry {i})")));
@@ -328,27 +416,32 @@ struct LogLine {
 }
 
 pub fn log(args: &LogArgs) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
-    let (name, log) = if args.submissions {
+    let path = args.ledger.as_ref().expect("clap asks for it without a subcommand");
+    let ledger = Ledger::open(path)?;
+    let submissions = args.submissions || args.statement.is_some() || args.miner.is_some();
+    let (name, log) = if submissions {
         ("submissions", ledger.submissions_log())
     } else {
         ("rounds", ledger.rounds_log())
     };
-    let entries = log.entries(0..log.size()).map_err(crate::ledger::LedgerError::from)?;
-    let entries = (0..)
-        .zip(entries)
-        .map(|(index, entry)| {
-            let bytes = entry.map_err(crate::ledger::LedgerError::from)?;
-            let read = |source| crate::ledger::LedgerError::Entry { log: name, index, source };
-            let text = if args.submissions {
-                submission_line(&json::from_slice(&bytes).map_err(read)?)
-            } else {
-                round_line(&json::from_slice(&bytes).map_err(read)?)
-            };
-            let entry = serde_json::from_slice(&bytes).map_err(CliError::Json)?;
-            Ok(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text })
-        })
-        .collect::<Result<Vec<_>, CliError>>()?;
+    let entries = log.entries(0..log.size()).map_err(LedgerError::from)?;
+    let line = |(index, entry): (u64, Result<Vec<u8>, LogError>)| {
+        let bytes = entry.map_err(LedgerError::from)?;
+        let read = |source| LedgerError::Entry { log: name, index, source };
+        let text = if submissions {
+            let submission = json::from_slice(&bytes).map_err(read)?;
+            if !asked_for(args, &ledger, &submission) {
+                return Ok(None);
+            }
+            submission_line(&submission)
+        } else {
+            round_line(&json::from_slice(&bytes).map_err(read)?)
+        };
+        let entry = serde_json::from_slice(&bytes).map_err(CliError::Json)?;
+        Ok(Some(LogLine { index, leaf: crate::merkle::tree::leaf_hash(&bytes), entry, text }))
+    };
+    let lines = (0..).zip(entries).filter_map(|entry| line(entry).transpose());
+    let entries = lines.collect::<Result<Vec<_>, CliError>>()?;
     let document = LogDocument { log: name, size: log.size(), root: log.head().root, entries };
     print(args.json, &document, || {
         let line = |l: &LogLine| format!("{:>6}  {:.16}  {}\n", l.index, l.leaf.to_hex(), l.text);
@@ -358,6 +451,16 @@ pub fn log(args: &LogArgs) -> Done {
     })
 }
 
+/// Whether a submission is of the statement and the miner that are asked for. The log is read
+/// through for it: readers leave the index alone.
+fn asked_for(args: &LogArgs, ledger: &Ledger, submission: &Submission) -> bool {
+    let statement = args.statement.is_none_or(|id| match submission {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed).id() == id,
+        Submission::Fetched(_) => false,
+    });
+    statement && args.miner.is_none_or(|miner| submission.miner() == miner)
+}
+
 fn round_line(entry: &RoundsEntry) -> String {
     match entry {
         RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
@@ -365,6 +468,7 @@ fn round_line(entry: &RoundsEntry) -> String {
         RoundsEntry::Anchor(record) => {
             format!("anchor of {} entries  block {}", record.size, record.block.number)
         }
+        RoundsEntry::KeyRotation(rotation) => format!("key rotation  {}", rotation.log_keys.rounds),
     }
 }
 
@@ -379,6 +483,25 @@ fn submission_line(entry: &Submission) -> String {
         Submission::Signed(_) => "signed",
     };
     format!("{kind}  round {}  {}  {content}", entry.round(), entry.miner())
+}
+
+pub fn rotate_key(args: &RotateKeyArgs) -> Done {
+    if args.writer.key.log_key_file.is_some() && args.new_log_key_file.is_none() {
+        return Err(CliError::NewKeyPlace);
+    }
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
+    let report = change_key(&mut writer, args.new_log_key_file.as_deref())?;
+    if report.already {
+        say(format_args!("this key took over with entry {} already", report.index));
+    }
+    print(args.json, &report, || {
+        let LogKeys { rounds, submissions } = &report.log_keys;
+        let index = report.index;
+        format!(
+            "entry {index} of the rounds log hands over; log keys, to give to auditors:\n  {rounds}\n  \
+             {submissions}\n"
+        )
+    })
 }
 
 #[derive(Serialize)]
@@ -413,10 +536,15 @@ pub fn fsck(args: &FsckArgs, progress: &dyn Progress) -> Done {
     let report = check_ledger(&ledger, (&args.fold).into(), progress)?;
     print(args.json, &report, || {
         format!(
-            "everything agrees: {} log entries, {} states, {} deltas, {} refused files, {} rounds \
+            "everything agrees: {} log entries, {} states{}, {} deltas, {} refused files, {} rounds \
              folded again, {} hashed\n",
             report.log_entries,
             report.checkpoints,
+            if report.dropped > 0 {
+                format!(" ({} dropped)", report.dropped)
+            } else {
+                String::new()
+            },
             report.deltas,
             report.quarantined,
             report.rounds,

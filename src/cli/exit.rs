@@ -2,9 +2,9 @@
 
 use crate::{
     import::checkpoint::ImportError,
-    ledger::LedgerError,
+    ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
-    store::{StoreError, lock::LockError, log::LogError},
+    store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
 };
 
 const FAILURE: u8 = 1;
@@ -56,6 +56,17 @@ pub enum CliError {
          the operator's word for them"
     )]
     AnchorIncomplete { checks: String },
+    #[error(
+        "the log key lies outside the ledger, and a new one should too: name its place with \
+         --new-log-key-file"
+    )]
+    NewKeyPlace,
+    #[error(
+        "{path} is in the way: a state is to be folded there; remove it, or give another --out"
+    )]
+    InTheWay { path: std::path::PathBuf },
+    #[error("nothing was dropped: {0} things that must be there are not, as listed")]
+    GcRefused(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
@@ -68,6 +79,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::AnchorWhere | CliError::NoChain => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
+        CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }
@@ -85,7 +97,13 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Fold(crate::fold::FoldError::Store(error))
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
-        LedgerError::Note(_) => BAD_SIGNATURE,
+        LedgerError::StateLost { source, .. } => store_code(source),
+        LedgerError::Note(_)
+        | LedgerError::GenesisKeys(_)
+        | LedgerError::Rotation { .. }
+        | LedgerError::OtherKey { .. }
+        | LedgerError::LastHead(LastHeadError::Unsigned { .. }) => BAD_SIGNATURE,
+        LedgerError::LastHead(_) => MISMATCH,
         LedgerError::Anchor(error) if error.is_contradiction() => CONTRADICTION,
         LedgerError::Anchor(error) if error.is_signature() => BAD_SIGNATURE,
         LedgerError::Anchor(_) => MISMATCH,
@@ -93,9 +111,11 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds
         | LedgerError::RoundOrder { .. }
+        | LedgerError::RoundSealed { .. }
         | LedgerError::RoundOpen { .. }
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
+        | LedgerError::Dropped { .. }
         | LedgerError::Peers(_) => USAGE,
         _ => FAILURE,
     }
@@ -107,6 +127,7 @@ fn store_code(error: &StoreError) -> u8 {
             source: HeadError::Note(NoteError::Wrong { .. } | NoteError::Unknown { .. }),
             ..
         }) => BAD_SIGNATURE,
+        StoreError::Config(ConfigError::Toml { .. }) => USAGE,
         error if error.is_mismatch() => MISMATCH,
         _ => FAILURE,
     }

@@ -8,11 +8,15 @@ mod anchor;
 mod commands;
 mod demo;
 mod exit;
+mod gc;
 mod output;
 mod progress;
 mod submit;
 
-use crate::ledger::At;
+use crate::{
+    ledger::At,
+    types::{digest::Digest, submission::Miner},
+};
 
 /// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
 #[derive(Debug, Parser)]
@@ -47,10 +51,12 @@ enum Command {
     Export(ExportArgs),
     /// Shows a ledger, or one of its rounds.
     Show(ShowArgs),
-    /// Lists the entries of the rounds log, or of the submissions log.
+    /// Lists the entries of the rounds log, or of the submissions log; changes the log key.
     Log(LogArgs),
     /// Compares two checkpoints tensor by tensor.
     Diff(DiffArgs),
+    /// Drops all states but the genesis, the newest and every k-th.
+    Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
@@ -122,10 +128,10 @@ struct InitArgs {
     netuid: Option<u16>,
     /// The chain, by the hash of its genesis block.
     #[arg(long, value_name = "HASH", requires = "netuid")]
-    chain_genesis: Option<crate::types::digest::Digest>,
+    chain_genesis: Option<Digest>,
     /// The hotkey that will anchor: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = anchor::address, requires = "netuid")]
-    anchor_hotkey: Option<crate::types::digest::Digest>,
+    anchor_hotkey: Option<Digest>,
     #[command(flatten)]
     key: KeyArgs,
     /// One JSON document on stdout.
@@ -149,7 +155,7 @@ struct SubmitArgs {
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
     #[command(flatten)]
-    log_key: KeyArgs,
+    writer: WriterArgs,
     /// Also writes the receipt to this file.
     #[arg(long, value_name = "FILE")]
     receipt: Option<PathBuf>,
@@ -163,6 +169,17 @@ struct KeyArgs {
     /// Where the log key lies, if not in the ledger.
     #[arg(long, value_name = "FILE", env = "GRADLEDGER_LOG_KEY_FILE")]
     log_key_file: Option<PathBuf>,
+}
+
+/// What every command takes that writes to a ledger.
+#[derive(Debug, Args)]
+struct WriterArgs {
+    #[command(flatten)]
+    key: KeyArgs,
+    /// A file with a signed head of either log that was kept elsewhere: a ledger that does not lead
+    /// to it signs nothing. May be given several times.
+    #[arg(long, value_name = "NOTE")]
+    last_head: Vec<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -190,7 +207,7 @@ enum ImportCommand {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator"]))]
+#[command(group = clap::ArgGroup::new("source").required(true).args(["gradients", "aggregator", "all_absent"]))]
 struct ImportTemplarArgs {
     /// The ledger.
     ledger: PathBuf,
@@ -203,6 +220,9 @@ struct ImportTemplarArgs {
     /// An aggregator file instead, which holds all miners' deltas.
     #[arg(long, value_name = "FILE")]
     aggregator: Option<PathBuf>,
+    /// No files: nobody who is listed sent one.
+    #[arg(long)]
+    all_absent: bool,
     /// The uids expected, as gathered.
     #[arg(long, value_delimiter = ',', value_name = "UIDS")]
     peers: Vec<u16>,
@@ -213,7 +233,7 @@ struct ImportTemplarArgs {
     #[arg(long, value_name = "JSON", conflicts_with_all = ["peers", "reserve"])]
     peers_file: Option<PathBuf>,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -234,7 +254,7 @@ struct SealArgs {
     #[arg(long)]
     round: u64,
     #[command(flatten)]
-    key: KeyArgs,
+    writer: WriterArgs,
     #[command(flatten)]
     fold: FoldArgs,
     /// One JSON document on stdout.
@@ -281,6 +301,10 @@ impl std::str::FromStr for RoundRange {
     }
 }
 
+/// Writes a checkpoint as safetensors files.
+///
+/// A state that gc dropped is folded again first, from the last kept one, into OUT.rebuilt, which takes
+/// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// The ledger.
@@ -297,6 +321,8 @@ struct ExportArgs {
     /// Most bytes of a shard, unless one tensor is larger.
     #[arg(long, value_name = "BYTES", default_value_t = crate::export::SHARD_BYTES_MAX)]
     shard_bytes: u64,
+    #[command(flatten)]
+    fold: FoldArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -321,12 +347,42 @@ struct ShowArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct LogArgs {
+    #[command(subcommand)]
+    command: Option<LogCommand>,
     /// The ledger.
-    ledger: PathBuf,
+    #[arg(required = true)]
+    ledger: Option<PathBuf>,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
+    /// Of the submissions log, the entry of this statement: 64 hex digits, as in its receipt.
+    #[arg(long, value_name = "ID")]
+    statement: Option<Digest>,
+    /// Of the submissions log, the entries of this miner: hotkey (SS58 or 64 hex digits) or uid.
+    #[arg(long, value_name = "HOTKEY|UID", value_parser = submit::miner)]
+    miner: Option<Miner>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum LogCommand {
+    /// Makes another key the log key; the old one signs nothing more.
+    RotateKey(RotateKeyArgs),
+}
+
+#[derive(Debug, Args)]
+struct RotateKeyArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    #[command(flatten)]
+    writer: WriterArgs,
+    /// Where the new log key lies or is made, if not in the ledger.
+    #[arg(long, value_name = "FILE")]
+    new_log_key_file: Option<PathBuf>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -342,6 +398,32 @@ struct DiffArgs {
     /// To the state after this round [default: the newest].
     #[arg(long, value_name = "W|genesis")]
     to: Option<At>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Drops all states but the genesis, the newest and every k-th.
+///
+/// All deltas, hashes and logs stay, so any round can still be replayed, from the last kept state
+/// before it. What a killed import or seal left and no log names is removed too.
+///
+/// Nothing is dropped if the newest state, or what a dropped one would have to be folded from, is
+/// missing or has a wrong size. Bytes are not hashed: that is for fsck. An export or a replay that is
+/// reading a state while it is dropped fails, and can be run again.
+#[derive(Debug, Args)]
+struct GcArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// Every how many rounds a state is kept [default: retention.keep_every in the ledger's
+    /// gradledger.toml, or 50].
+    #[arg(long, value_name = "K", env = "GRADLEDGER_KEEP_EVERY")]
+    keep_every: Option<std::num::NonZeroU64>,
+    /// Says what would be done and changes nothing.
+    #[arg(long)]
+    dry_run: bool,
+    #[command(flatten)]
+    writer: WriterArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -366,13 +448,17 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::demo(args, &progress),
         Command::Init(args) => commands::init(args, &progress),
         Command::Import(ImportCommand::Templar(args)) => commands::import(args, &progress),
-        Command::Submit(args) => submit::submit(args),
+        Command::Submit(args) => submit::submit(args, &progress),
         Command::Seal(args) => commands::seal(args, &progress),
         Command::Replay(args) => commands::replay(args, &progress),
         Command::Export(args) => commands::export(args, &progress),
         Command::Show(args) => commands::show(args),
+        Command::Log(LogArgs { command: Some(LogCommand::RotateKey(args)), .. }) => {
+            commands::rotate_key(args)
+        }
         Command::Log(args) => commands::log(args),
         Command::Diff(args) => commands::diff(args, &progress),
+        Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
         Command::Anchor(args) => anchor::anchor(args, &progress),
         Command::Completions { shell } => {

@@ -22,20 +22,23 @@ use crate::{
     },
     ledger::{
         LedgerError,
-        submit::{Known, Receipt, SignedStatement, open_round, submit_batch},
+        check::check_round,
+        seal::dispose_round,
+        submit::{Known, Receipt, SignedStatement, check_open, submit_batch},
         writer::LedgerWriter,
     },
     store::files::{Disk, read_whole, write_whole},
     types::{
         digest::Digest,
         manifest::ManifestId,
-        record::{ACCEPTED_MAX, Verdict},
-        refusal::{Code, Refusal},
+        progress::Progress,
+        record::{ACCEPTED_MAX, Disposition, Verdict},
+        refusal::Refusal,
         submission::Miner,
     },
 };
 
-use super::{SubmitArgs, exit::CliError, output::print};
+use super::{SubmitArgs, commands::open_writer, exit::CliError, output::print};
 
 /// Largest list of miners and largest password file that are read.
 const SMALL_FILE_BYTES_MAX: u64 = 1 << 20;
@@ -53,16 +56,16 @@ struct SubmitDocument {
     receipt: Receipt,
 }
 
-pub fn submit(args: &SubmitArgs) -> Result<(), CliError> {
+pub fn submit(args: &SubmitArgs, progress: &dyn Progress) -> Result<(), CliError> {
     let hotkey = Hotkey::load(&args.key, &mut || password(args.password_file.as_deref()))?;
-    let mut writer = LedgerWriter::open(&args.ledger, args.log_key.log_key_file.as_deref())?;
-    refuse_other_round(&writer, args.round)?;
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
+    let base = base(&mut writer, args.round, hotkey.public(), progress)?;
     let (delta, refused) = admit_delta(&writer, &args.delta, args.round)?;
     let ledger = writer.ledger();
     let statement = Statement {
         run: ledger.run_id(),
         round: args.round,
-        base: ledger.newest().root,
+        base: base.root,
         delta: delta.root,
         delta_bytes: delta.bytes,
         hotkey: hotkey.public(),
@@ -101,16 +104,32 @@ fn text(document: &SubmitDocument) -> String {
     )
 }
 
-/// Before the delta is read: a closed round takes none.
-fn refuse_other_round(writer: &LedgerWriter, round: u64) -> Result<(), CliError> {
-    let open = open_round(writer.ledger())?;
-    let code = match round.cmp(&open) {
-        std::cmp::Ordering::Equal => return Ok(()),
-        std::cmp::Ordering::Less => Code::Late,
-        std::cmp::Ordering::Greater => Code::WrongRound,
+/// The state that a delta of `round` is made from. Asked before the delta is read: a closed round
+/// takes none, but may hold this hotkey's, whose first answer was lost.
+fn base(
+    writer: &mut LedgerWriter,
+    round: u64,
+    hotkey: Digest,
+    progress: &dyn Progress,
+) -> Result<ManifestId, CliError> {
+    let Err(refusal) = check_open(writer.ledger(), round)? else {
+        return Ok(writer.ledger().newest());
     };
-    let want = format!("round {open}, which is open");
-    Err(CliError::Refused(Refusal::new(code, None, want, round.to_string())))
+    if let Ok(position) = writer.ledger().position(round) {
+        let base = writer.ledger().sealed()[position].record.base;
+        let miner = Miner::Hotkey(hotkey);
+        match writer.index(progress).and_then(|(ledger, index)| index.miner(ledger, miner, round)) {
+            Ok(None) => {}
+            Ok(Some(_)) => return Ok(base),
+            // Then the log is read for it, once the statement is made.
+            Err(LedgerError::Index(error)) => {
+                progress.note(&error.to_string());
+                return Ok(base);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(CliError::Refused(refusal))
 }
 
 /// Stores the delta: a directory of segments, or a file in Templar's layout.
@@ -144,24 +163,20 @@ fn admit_delta(
     }
 }
 
-/// What the round's dispositions would say of the submission if it were sealed now.
+/// What the round's dispositions say of the submission, or would if it were sealed now.
 fn foreseen(writer: &LedgerWriter, index: u64, round: u64) -> Result<Option<Refusal>, CliError> {
     let ledger = writer.ledger();
-    let (listed, reserve): (Vec<Miner>, Vec<Miner>) = ledger.expected_miners(round)?;
-    let window = ledger.window_start()..ledger.submissions_log().size();
-    let expected = crate::intake::dispose::Expected {
-        round,
-        base: ledger.newest(),
-        listed: &listed,
-        reserve: &reserve,
-        dialect: ledger.rule().dialect,
+    let ours = |dispositions: Vec<Disposition>| {
+        let ours = dispositions.into_iter().find(|d| d.index == Some(index));
+        ours.and_then(|d| match d.verdict {
+            Verdict::Rejected(refusal) => Some(refusal),
+            Verdict::Accepted { .. } | Verdict::Absent => None,
+        })
     };
-    let dispositions = crate::intake::dispose::dispose(expected, &ledger.submissions(window)?);
-    let ours = dispositions.into_iter().find(|d| d.index == Some(index));
-    Ok(ours.and_then(|d| match d.verdict {
-        Verdict::Rejected(refusal) => Some(refusal),
-        Verdict::Accepted { .. } | Verdict::Absent => None,
-    }))
+    if let Ok(position) = ledger.position(round) {
+        return Ok(ours(check_round(ledger, position)?.disposed.dispositions));
+    }
+    Ok(ours(dispose_round(ledger, round)?.0.dispositions))
 }
 
 /// The password of an encrypted hotkey: from a file, the environment, or whoever sits there.
@@ -196,8 +211,7 @@ pub fn hotkeys(path: &Path) -> Result<Vec<Digest>, CliError> {
         if text.is_empty() {
             continue;
         }
-        let key = text.parse().ok().or_else(|| ss58::decode(text).ok());
-        let key = key.ok_or_else(|| CliError::Hotkey {
+        let key = public_key(text).ok_or_else(|| CliError::Hotkey {
             path: path.to_owned(),
             line,
             text: text.chars().take(80).collect(),
@@ -211,4 +225,16 @@ pub fn hotkeys(path: &Path) -> Result<Vec<Digest>, CliError> {
         return Err(CliError::Hotkeys { path: path.to_owned(), found: keys.len() });
     }
     Ok(keys)
+}
+
+/// A hotkey's public key: an SS58 address or 64 hex digits.
+fn public_key(text: &str) -> Option<Digest> {
+    text.parse().ok().or_else(|| ss58::decode(text).ok())
+}
+
+/// Whoever submits: a hotkey, or a uid where files are fetched.
+pub fn miner(text: &str) -> Result<Miner, &'static str> {
+    let uid = || text.parse().ok().map(Miner::Uid);
+    let miner = public_key(text).map(Miner::Hotkey).or_else(uid);
+    miner.ok_or("neither an SS58 address, nor 64 hex digits, nor a uid")
 }

@@ -9,12 +9,12 @@ use crate::{
     types::{
         digest::Digest,
         manifest::ManifestId,
-        record::{ACCEPTED_MAX, DispositionsId, Skipped},
+        record::{ACCEPTED_MAX, DispositionsId, LogEnd, Skipped},
         submission::{Content, Miner, Submission},
     },
 };
 
-use super::{Ledger, LedgerError, Sealed, submit::statement_of};
+use super::{Ledger, LedgerError, Sealed, key_chain::KeyTerm, submit::statement_of};
 
 /// The first thing that does not follow: two values that should be one.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +33,10 @@ pub enum Disagreement {
     Rule { round: u64 },
     #[error("round {round}: its window of submissions is {start}..{end}, not from {expected} on")]
     Window { round: u64, expected: u64, start: u64, end: u64 },
+    #[error(
+        "key rotation {index}: the submissions log has root {expected} at size {size}, not {found}"
+    )]
+    RotationRoot { index: u64, size: u64, expected: Digest, found: Digest },
     #[error("round {round}: the submissions log has root {expected} at size {end}, not {found}")]
     WindowRoot { round: u64, end: u64, expected: Digest, found: Digest },
     #[error(
@@ -86,6 +90,22 @@ pub struct CheckedRound {
     pub disposed: Disposed,
     /// The accepted deltas in ledger order, with whose they are.
     pub deltas: Vec<(String, ManifestId)>,
+}
+
+/// Checks that each rotation of the log key names the submissions log as it was.
+///
+/// # Errors
+///
+/// [`LedgerError::Disagrees`] with the first that does not.
+pub fn check_rotations(ledger: &Ledger) -> Result<(), LedgerError> {
+    for KeyTerm { index, submissions: LogEnd { size, root }, .. } in &ledger.keys().terms()[1..] {
+        let (index, size, found) = (*index, *size, *root);
+        let expected = ledger.submissions_log().root_at(size)?;
+        if expected != found {
+            return Err(Disagreement::RotationRoot { index, size, expected, found }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Checks the record at `position` against the records before it and the submissions log.

@@ -7,7 +7,7 @@ use crate::{
     types::{progress::Progress, tensor::Dtype},
 };
 
-use super::{At, Ledger, LedgerError};
+use super::{At, Ledger, LedgerError, retention::Kept};
 
 /// Bytes of a tensor that are compared at once.
 const CHUNK_BYTES: u64 = 8 << 20;
@@ -31,15 +31,16 @@ pub struct TensorDiff {
 ///
 /// # Errors
 ///
-/// [`LedgerError`] if one of them is missing or does not have its root.
+/// [`LedgerError::Dropped`], or others if one of them is missing or does not have its root.
 pub fn diff(
     ledger: &Ledger,
     from: At,
     to: At,
     progress: &dyn Progress,
 ) -> Result<Vec<TensorDiff>, LedgerError> {
-    let a = ledger.checkpoint(ledger.state(from)?)?;
-    let b = ledger.checkpoint(ledger.state(to)?)?;
+    let kept = Kept::load(ledger)?;
+    let a = ledger.checkpoint(kept.require(ledger, from)?)?;
+    let b = ledger.checkpoint(kept.require(ledger, to)?)?;
     progress.begin("diff", a.manifest().bytes());
     // Names and shapes never change in a run, so positions are the same in both.
     let diffs = (0..a.manifest().descriptors().len())

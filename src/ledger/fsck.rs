@@ -1,6 +1,6 @@
 //! Checking a whole ledger: every log hash, every stored byte, every scalar and every fold again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
@@ -8,7 +8,7 @@ use crate::{
     codec::layout::{DeltaGroup, Layout},
     store::{
         StoreError,
-        artifacts::{StoredCheckpoint, StoredDelta},
+        artifacts::{ArtifactReader, StoredDelta},
         quarantine, segment,
     },
     types::{
@@ -24,6 +24,7 @@ use super::{
     anchored::{self, AnchorTrust},
     check,
     replay::{ReplayOptions, replay, stored_plan},
+    retention::{Kept, StateName},
     seal::FoldOptions,
     thread_pool,
 };
@@ -35,6 +36,8 @@ pub struct FsckReport {
     pub log_entries: u64,
     /// Distinct states whose every byte was hashed.
     pub checkpoints: u64,
+    /// Distinct states that gc dropped: their digests were checked, and they were folded again.
+    pub dropped: u64,
     /// Deltas whose every byte was hashed.
     pub deltas: u64,
     /// Refused files whose every byte was hashed.
@@ -47,22 +50,24 @@ pub struct FsckReport {
 
 /// Re-hashes and re-derives everything.
 ///
-/// Logs against their tiles and signed heads (with the keys of the genesis, so this finds damage,
-/// not a forger: that is `audit` with keys from outside); records against the logs; every tensor,
-/// delta, plan, disposition and quarantined file against its digest; every round folded again.
+/// Logs against their tiles and signed heads (with the keys that the ledger names, so this finds damage,
+/// not a forger: that is `audit` with keys from outside); records against the logs; every tensor of a
+/// kept state, every delta, plan, disposition and quarantined file against its digest; every round
+/// folded again, over dropped states from the last kept one.
 ///
 /// # Errors
 ///
-/// The first thing that disagrees.
+/// The first thing that disagrees; [`LedgerError::StateLost`] if a file of a state is gone that no gc
+/// dropped.
 pub fn fsck(
     ledger: &Ledger,
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<FsckReport, LedgerError> {
     let mut report = FsckReport { log_entries: logs(ledger)?, ..FsckReport::default() };
-    let pool = thread_pool(options.threads)?;
+    let (pool, kept) = (thread_pool(options.threads)?, Kept::load(ledger)?);
     pool.install(|| {
-        checkpoints(ledger, &mut report, progress)?;
+        checkpoints(ledger, &kept, &mut report, progress)?;
         deltas(ledger, &mut report, progress)?;
         rounds(ledger, &mut report)
     })?;
@@ -75,35 +80,43 @@ pub fn fsck(
 }
 
 fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
-    let keys = &ledger.genesis().log_keys;
-    let mut entries = 0;
-    for (log, key) in
-        [(ledger.rounds_log(), &keys.rounds), (ledger.submissions_log(), &keys.submissions)]
-    {
+    let (rounds, submissions) = (ledger.rounds_log(), ledger.submissions_log());
+    for log in [rounds, submissions] {
         log.verify(&mut |_, _| {})?;
-        log.verify_head(&key.parse()?)?;
-        entries += log.size();
     }
+    ledger.verify_heads()?;
+    check::check_rotations(ledger)?;
     anchored::judge_all(ledger, AnchorTrust::default())?;
-    Ok(entries)
+    Ok(rounds.size() + submissions.size())
 }
 
-/// Hashes every tensor of every state once.
+/// Hashes every tensor of every kept state once, and the list of digests of every dropped one.
 fn checkpoints(
     ledger: &Ledger,
+    kept: &Kept,
     report: &mut FsckReport,
     progress: &dyn Progress,
 ) -> Result<(), LedgerError> {
-    let rounds = ledger.sealed().iter().map(|s| s.record.next);
-    let ids: BTreeSet<ManifestId> = rounds.chain([ledger.genesis().model]).collect();
+    let rounds = ledger.sealed().iter().map(|s| (s.record.next, Some(s.record.round)));
+    // Rounds that came to the same state are one state.
+    let states: BTreeMap<ManifestId, Option<u64>> =
+        rounds.chain([(ledger.genesis().model, None)]).collect();
     let mut hashed = BTreeSet::new();
-    progress.begin("fsck states", ids.iter().map(|id| id.bytes).sum());
-    for id in &ids {
-        let checkpoint: StoredCheckpoint = ledger.checkpoint(*id)?;
+    progress
+        .begin("fsck states", states.keys().filter(|id| kept.has(**id)).map(|id| id.bytes).sum());
+    for (id, round) in states {
+        let checkpoint = ledger.checkpoint(id)?;
+        if !kept.has(id) {
+            let positions = 0..checkpoint.manifest().descriptors().len();
+            positions.into_iter().try_for_each(|at| checkpoint.digests(at).map(drop))?;
+            report.dropped += 1;
+            continue;
+        }
+        let state = StateName { round, root: id.root };
         for (position, descriptor) in checkpoint.manifest().descriptors().iter().enumerate() {
             if hashed.insert((descriptor.artifact(), descriptor.dtype)) {
-                checkpoint.tensor(position)?.verify_to_end(progress)?;
-                report.bytes += descriptor.bytes;
+                let tensor = checkpoint.tensor(position).map_err(|source| lost(state, source))?;
+                report.bytes += verified(tensor, progress)?;
             } else {
                 // Shared with another state; this one has digests of its own.
                 checkpoint.digests(position)?;
@@ -116,6 +129,17 @@ fn checkpoints(
     Ok(())
 }
 
+/// Says what to do where the file of a kept state is gone.
+fn lost(state: StateName, source: StoreError) -> LedgerError {
+    if source.is_not_found() { LedgerError::StateLost { state, source } } else { source.into() }
+}
+
+/// Hashes all of an artifact and gives its bytes.
+fn verified(mut artifact: ArtifactReader, progress: &dyn Progress) -> Result<u64, StoreError> {
+    artifact.verify_to_end(progress)?;
+    Ok(artifact.len())
+}
+
 /// Hashes every delta that a submission names, and every file that was refused.
 fn deltas(
     ledger: &Ledger,
@@ -124,17 +148,11 @@ fn deltas(
 ) -> Result<(), LedgerError> {
     let layout = ledger.layout()?;
     let submissions = ledger.submissions(0..ledger.submissions_log().size())?;
-    let kept = |s: &Submission| match s {
-        // A signed delta is kept whether it counts or not: it is what its miner answers for.
-        Submission::Signed(signed) => Some(signed.delta),
-        Submission::Fetched(Fetched { outcome: Outcome::Delta(id), .. }) => Some(*id),
-        Submission::Fetched(_) => None,
-    };
-    let bytes = |(_, s): &(u64, Submission)| kept(s).map_or(0, |id| id.bytes);
+    let bytes = |(_, s): &(u64, Submission)| s.stored_delta().map_or(0, |id| id.bytes);
     progress.begin("fsck deltas", submissions.iter().map(bytes).sum());
     let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, submission) in &submissions {
-        if let Some(id) = kept(submission).filter(|id| seen.insert(id.root)) {
+        if let Some(id) = submission.stored_delta().filter(|id| seen.insert(id.root)) {
             hash_delta(ledger, &layout, id, progress)?;
             report.deltas += 1;
             report.bytes += id.bytes;
@@ -163,9 +181,18 @@ fn hash_delta(
     progress: &dyn Progress,
 ) -> Result<(), LedgerError> {
     let delta = StoredDelta::open(ledger.place(), id)?;
+    Ok(open_all(&delta, layout, |mut artifact| artifact.verify_to_end(progress))?)
+}
+
+/// Opens each artifact of a delta in turn: its lengths and its list of digests are right then.
+pub(super) fn open_all(
+    delta: &StoredDelta,
+    layout: &Layout,
+    mut each: impl FnMut(ArtifactReader) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     for tensor in &layout.tensors {
         for group in DeltaGroup::ALL {
-            delta.open_artifact(group, &tensor.name)?.verify_to_end(progress)?;
+            each(delta.open_artifact(group, &tensor.name)?)?;
         }
     }
     Ok(())

@@ -38,7 +38,7 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, thread_pool, writer::LedgerWriter};
+use super::{Ledger, LedgerError, seal::dispose_round, thread_pool, writer::LedgerWriter};
 
 /// Bytes of a file that are hashed at once.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -53,6 +53,8 @@ pub enum Gradients<'a> {
     Directory(&'a Path),
     /// A file that holds all of them, as Templar's leading validator uploads it.
     Aggregator(&'a Path),
+    /// Nowhere: everybody who is listed is absent.
+    Absent,
 }
 
 /// Whose files to take.
@@ -83,7 +85,10 @@ pub enum PeersError {
     TwoFiles { uid: u16, round: u64, first: String, second: String },
     #[error("the file name {name:?} cannot stand in a record; rename the file")]
     FileName { name: String },
-    #[error("{path} has no file of a listed peer: looked for gradient-{round}-UID-vVERSION.pt")]
+    #[error(
+        "{path} has no file of a listed peer: looked for gradient-{round}-UID-vVERSION.pt; if nobody \
+         sent one, give --all-absent in its place"
+    )]
     NoFiles { path: PathBuf, round: u64 },
     #[error("{path}: {source}")]
     Aggregator { path: PathBuf, source: TemplarError },
@@ -132,7 +137,7 @@ struct Found {
 ///
 /// # Errors
 ///
-/// [`PeersError`], [`LedgerError::RoundOrder`], [`LedgerError::RoundOpen`], or what the disk gives.
+/// [`PeersError`], [`LedgerError::RoundSealed`], [`LedgerError::RoundOrder`], [`LedgerError::RoundOpen`], or what the disk gives.
 pub fn import_templar(
     writer: &mut LedgerWriter,
     round: u64,
@@ -166,15 +171,7 @@ pub fn import_templar(
 /// The listed miners whose deltas will count: what the seal will say, so that both take the same
 /// reserves.
 fn good_listed(ledger: &Ledger, open: &OpenRound) -> Result<BTreeSet<u16>, LedgerError> {
-    let window = ledger.window_start()..ledger.submissions_log().size();
-    let expected = dispose::Expected {
-        round: open.round,
-        base: ledger.newest(),
-        listed: &open.listed,
-        reserve: &open.reserve,
-        dialect: ledger.rule().dialect,
-    };
-    let dispositions = dispose::dispose(expected, &ledger.submissions(window)?);
+    let dispositions = dispose_round(ledger, open.round)?.0.dispositions;
     let accepted = dispose::accepted(&dispositions).into_iter().map(|(_, _, miner)| miner);
     Ok(accepted.filter(|m| open.listed.contains(m)).filter_map(|m| m.uid()).collect())
 }
@@ -183,6 +180,9 @@ fn good_listed(ledger: &Ledger, open: &OpenRound) -> Result<BTreeSet<u16>, Ledge
 fn may_open(ledger: &Ledger, round: u64) -> Result<(), LedgerError> {
     if round > json::INTEGER_MAX.unsigned_abs() {
         return Err(PeersError::RoundSize { round }.into());
+    }
+    if ledger.position(round).is_ok() {
+        return Err(LedgerError::RoundSealed { round });
     }
     if let Some(last) = ledger.sealed().last().map(|s| s.record.round).filter(|&l| l >= round) {
         return Err(LedgerError::RoundOrder { round, last });
@@ -245,6 +245,9 @@ impl Import {
                 let peers = peers.ok_or(PeersError::None)?;
                 let (found, others) = gradient_files(directory, round, &peers)?;
                 (None, found, others, peers)
+            }
+            Gradients::Absent => {
+                (None, BTreeMap::new(), Vec::new(), peers.ok_or(PeersError::None)?)
             }
             Gradients::Aggregator(path) => {
                 let (aggregator, found, own) = open_aggregator(path)?;

@@ -14,10 +14,7 @@ use crate::{
         StoreError,
         artifacts::CheckpointWriter,
         files::{Disk, Files},
-        keys::{
-            self, LogSeed,
-            heads::{HeadGuard, HeadSigner},
-        },
+        keys::{self, heads::HeadSigner},
         lock::WriterLock,
         log::{LogError, LogReader, LogWriter},
         place::Place,
@@ -305,24 +302,14 @@ fn widened<'a>(from: Dtype, to: Dtype, raw: &'a [u8], wide: &'a mut Vec<f32>) ->
     f32_bytes::of_f32(wide)
 }
 
-/// The log key and what it signed: one that is there is used, be it of an init that was killed or the
-/// operator's own.
-fn log_key(place: &Place, key_path: &Path) -> Result<(LogSeed, Arc<HeadGuard>), StoreError> {
-    let there = place.files.exists(key_path);
-    let there = there.map_err(|source| StoreError::Io { path: key_path.to_owned(), source })?;
-    let files = &*place.files;
-    let seed = if there { keys::load(files, key_path)? } else { keys::create(files, key_path)? };
-    Ok((seed, Arc::new(HeadGuard::open(place.files.clone(), key_path)?)))
-}
-
 /// Makes both logs; the genesis in the rounds log is what makes the directory a ledger.
 fn start_logs(
     place: &Place,
     options: &InitOptions<'_>,
     model: ManifestId,
 ) -> Result<(), LedgerError> {
-    let key_path = options.key_file.map_or_else(|| place.log_key(), Path::to_owned);
-    let (seed, guard) = log_key(place, &key_path)?;
+    let key_path = options.key_file.map_or_else(|| place.log_key(0), Path::to_owned);
+    let (seed, guard) = keys::load_or_create(&place.files, &key_path)?;
     let signer = |log: &str| {
         let origin = format!("{}/{log}", options.origin);
         HeadSigner::new(&seed, &origin, guard.clone()).map_err(StoreError::from)

@@ -12,9 +12,15 @@ pub mod anchored;
 pub mod check;
 pub mod diff;
 pub mod fsck;
+pub mod gc;
 pub mod import;
+pub mod index;
 pub mod init;
+pub mod key_chain;
+pub mod last_head;
 pub mod replay;
+pub mod retention;
+pub mod rotate;
 pub mod seal;
 pub mod show;
 pub mod submit;
@@ -26,12 +32,13 @@ use crate::{
     fold::FoldError,
     import::checkpoint::ImportError,
     intake::admit::AdmitError,
-    merkle::note::{KeyError, VerifierKey},
+    merkle::note::KeyError,
     plan::PlanStepError,
     store::{
         StoreError,
         artifacts::StoredCheckpoint,
         files::{Disk, Files},
+        index::IndexError,
         lock::LockError,
         log::{LogError, LogReader},
         open_round::OpenRound,
@@ -48,6 +55,8 @@ use crate::{
     },
 };
 
+use self::key_chain::KeyChain;
+
 /// Why a step on a ledger did not come to its end.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -59,7 +68,8 @@ pub enum LedgerError {
     NoLedger { path: PathBuf },
     #[error(
         "{path} is missing: the signed head of a log that is there. If `gradledger init` was \
-         interrupted, run it again; else bring the file back from a copy"
+         interrupted, run it again; else the next command that writes to the ledger publishes it: \
+         run the last one again"
     )]
     NoHead { path: PathBuf },
     #[error("{path} is a ledger already; give another directory")]
@@ -68,6 +78,8 @@ pub enum LedgerError {
     Locked(#[from] LockError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error(transparent)]
+    Index(#[from] IndexError),
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -94,14 +106,39 @@ pub enum LedgerError {
     EntryKind { index: u64, found: &'static str },
     #[error("the genesis has version {found}; this program reads {}", init::GENESIS_VERSION)]
     GenesisVersion { found: u64 },
-    #[error("the genesis names {found:?} as the {log} log, not {expected:?}")]
-    GenesisKey { log: &'static str, expected: String, found: String },
+    #[error("the genesis: {0}")]
+    GenesisKeys(key_chain::ChainError),
+    #[error("the key rotation at entry {index} of the rounds log: {source}")]
+    Rotation { index: u64, source: key_chain::ChainError },
+    #[error(
+        "{path}: this is the key {found}{}; the log's key is {expected}: name its file with \
+         --log-key-file", by_entry(.retired)
+    )]
+    OtherKey { path: PathBuf, expected: String, found: String, retired: Option<u64> },
+    #[error(transparent)]
+    LastHead(#[from] last_head::LastHeadError),
     #[error("the ledger has no round {round}; {}", held(.first, .last))]
     NoRound { round: u64, first: Option<u64>, last: Option<u64> },
     #[error("the ledger has no sealed round yet: `import` and `seal` make one")]
     NoRounds,
+    #[error(
+        "the state after round {round} was dropped by gc; kept are {before} before it and the state \
+         after round {after}. `gradledger export --round {round}` folds it again"
+    )]
+    Dropped { round: u64, before: retention::StateName, after: u64 },
+    #[error(
+        "{state} is not whole, and no gc recorded that it was dropped: {source}. Bring the file back \
+         from a copy; if `retention.json` was lost, run `gradledger gc` again with the --keep-every \
+         of before"
+    )]
+    StateLost { state: retention::StateName, source: StoreError },
     #[error("round {round} cannot follow round {last}: rounds only go up")]
     RoundOrder { round: u64, last: u64 },
+    #[error(
+        "round {round} is sealed already, with what was imported then: `gradledger show --round \
+         {round}` shows it, `gradledger seal --round {round}` tells of the newest again"
+    )]
+    RoundSealed { round: u64 },
     #[error("round {open} is open with {submissions} submissions: seal it before round {round}")]
     RoundOpen { round: u64, open: u64, submissions: u64 },
     #[error("round {round} is not open: `gradledger import templar` it first")]
@@ -114,7 +151,8 @@ pub enum LedgerError {
     Disagrees(#[from] Box<check::Disagreement>),
     #[error(
         "sealing round {round}: element {element} of {tensor} would become NaN or infinite; \
-         nothing was sealed. The native rule does not store such a value"
+         nothing was sealed. The native rule does not store such a value. The round stays open: what \
+         was submitted cannot be taken back, but a further submission may change the mean"
     )]
     NonFinite { round: u64, tensor: String, element: u64 },
     #[error("the ledger has no tensor {name:?} that its rule folds")]
@@ -149,6 +187,10 @@ impl From<LogError> for LedgerError {
 fn committed(place: &Place, dir: &Path) -> Result<bool, StoreError> {
     let path = dir.join("tree-state");
     place.files.exists(&path).map_err(|source| StoreError::Io { path, source })
+}
+
+fn by_entry(index: &Option<u64>) -> String {
+    index.map_or_else(String::new, |i| format!(", retired by entry {i} of the rounds log"))
 }
 
 fn held(first: &Option<u64>, last: &Option<u64>) -> String {
@@ -192,6 +234,7 @@ pub struct Ledger {
     place: Place,
     genesis: Genesis,
     run_id: Digest,
+    keys: KeyChain,
     rounds: LogReader,
     submissions: LogReader,
     sealed: Vec<Sealed>,
@@ -233,9 +276,27 @@ impl Ledger {
             Err(LogError::Absent { .. }) => Err(no_ledger()),
             opened => Ok(opened?),
         };
-        let rounds = open(&place.rounds_log())?;
-        let submissions = open(&place.submissions_log())?;
-        let mut genesis = None;
+        loop {
+            let rounds = open(&place.rounds_log())?;
+            let submissions = open(&place.submissions_log())?;
+            let ledger = Self::read(place.clone(), rounds, submissions)?;
+            let Err(error) = ledger.verify_heads() else { return Ok(ledger) };
+            // The key may have changed after the one log was read and before the other.
+            if open(&place.rounds_log())?.size() == ledger.rounds.size() {
+                return Err(error.into());
+            }
+        }
+    }
+
+    /// The ledger as its logs are committed, whatever is published of them: for a writer, which has
+    /// to know whose turn it is to sign.
+    pub(crate) fn open_committed(place: &Place) -> Result<Self, LedgerError> {
+        let open = |dir: &Path| LogReader::open_committed(place.files.clone(), dir);
+        Self::read(place.clone(), open(&place.rounds_log())?, open(&place.submissions_log())?)
+    }
+
+    fn read(place: Place, rounds: LogReader, submissions: LogReader) -> Result<Self, LedgerError> {
+        let mut start = None;
         let (mut sealed, mut anchors) = (Vec::new(), Vec::new());
         for (index, entry) in (0..).zip(rounds.entries(0..rounds.size())?) {
             let bytes = entry?;
@@ -245,26 +306,47 @@ impl Ledger {
                 source,
             })?;
             let leaf = crate::merkle::tree::leaf_hash(&bytes);
-            match entry {
-                RoundsEntry::Genesis(first) if index == 0 => genesis = Some((*first, leaf)),
-                RoundsEntry::Round(record) if index > 0 => {
+            start = Some(match (entry, start) {
+                (RoundsEntry::Genesis(genesis), None) => {
+                    check_genesis(&genesis)?;
+                    let keys = KeyChain::of_genesis(&genesis.origin, &genesis.log_keys)
+                        .map_err(LedgerError::GenesisKeys)?;
+                    (*genesis, leaf, keys)
+                }
+                (RoundsEntry::Round(record), Some(start)) => {
                     sealed.push(Sealed { index, leaf, record: *record });
+                    start
                 }
-                RoundsEntry::Anchor(record) if index > 0 => {
+                (RoundsEntry::Anchor(record), Some(start)) => {
                     anchors.push(Anchored { index, record });
+                    start
                 }
-                RoundsEntry::Genesis(_) => {
+                (RoundsEntry::KeyRotation(rotation), Some((genesis, run, mut keys))) => {
+                    keys.rotate(run, index, &rotation)
+                        .map_err(|source| LedgerError::Rotation { index, source })?;
+                    (genesis, run, keys)
+                }
+                (RoundsEntry::Genesis(_), Some(_)) => {
                     return Err(LedgerError::EntryKind { index, found: "a second genesis" });
                 }
-                RoundsEntry::Round(_) | RoundsEntry::Anchor(_) => {
+                (_, None) => {
                     let found = "another entry before the genesis";
                     return Err(LedgerError::EntryKind { index, found });
                 }
-            }
+            });
         }
-        let (genesis, run_id) = genesis.ok_or_else(no_ledger)?;
-        check_genesis(&genesis)?;
-        Ok(Self { place, genesis, run_id, rounds, submissions, sealed, anchors })
+        let no_ledger = || LedgerError::NoLedger { path: place.root.clone() };
+        let (genesis, run_id, keys) = start.ok_or_else(no_ledger)?;
+        Ok(Self { place, genesis, run_id, keys, rounds, submissions, sealed, anchors })
+    }
+
+    /// That the published heads are signed by the keys in force at their sizes.
+    ///
+    /// The keys are those of the ledger itself, so this finds damage, and a head that a retired key
+    /// signed; not a forger of the whole, for which keys from outside are needed.
+    fn verify_heads(&self) -> Result<(), LogError> {
+        self.rounds.verify_head(self.keys.of_rounds(self.rounds.size()))?;
+        self.submissions.verify_head_by(&self.keys.of_submissions(self.submissions.size()))
     }
 
     /// Where it lies.
@@ -280,6 +362,11 @@ impl Ledger {
     /// Leaf hash of the genesis entry.
     pub fn run_id(&self) -> Digest {
         self.run_id
+    }
+
+    /// The log keys of the run.
+    pub fn keys(&self) -> &KeyChain {
+        &self.keys
     }
 
     /// The rounds log.
@@ -413,22 +500,13 @@ impl Ledger {
     }
 }
 
-/// Whether this version folds such a run, and its logs are the ones it names.
+/// Whether this version folds such a run.
 fn check_genesis(genesis: &Genesis) -> Result<(), LedgerError> {
     if genesis.version != init::GENESIS_VERSION {
         return Err(LedgerError::GenesisVersion { found: genesis.version });
     }
     let Rule::SparseMeanSgd(rule) = &genesis.rule;
     rule.check()?;
-    let keys = &genesis.log_keys;
-    for (log, key) in [("rounds", &keys.rounds), ("submissions", &keys.submissions)] {
-        let expected = format!("{}/{log}", genesis.origin);
-        let key: VerifierKey = key.parse()?;
-        if key.name() != expected {
-            let found = key.name().to_owned();
-            return Err(LedgerError::GenesisKey { log, expected, found });
-        }
-    }
     Ok(())
 }
 

@@ -26,7 +26,12 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, check::accepted_deltas, thread_pool, writer::LedgerWriter};
+use super::{
+    Ledger, LedgerError, Sealed,
+    check::{accepted_deltas, check_round},
+    thread_pool,
+    writer::LedgerWriter,
+};
 
 /// How to run a fold.
 #[derive(Clone, Copy, Debug)]
@@ -58,6 +63,8 @@ pub struct SealReport {
     pub rejected: Vec<RejectedLine>,
     /// Tensors left unchanged since their delta is not finite.
     pub skipped: Vec<String>,
+    /// Whether the round was sealed before, and this tells of it again.
+    pub already: bool,
 }
 
 /// An accepted miner.
@@ -88,7 +95,8 @@ pub struct RejectedLine {
 
 /// Seals round `round`: what was submitted for it becomes the next state.
 ///
-/// Everything before the entry in the rounds log is invisible and redone after a crash.
+/// Everything before the entry in the rounds log is invisible and redone after a crash. The newest
+/// round, sealed already, gives its report again: the one who asked may not have got it.
 ///
 /// # Errors
 ///
@@ -100,6 +108,9 @@ pub fn seal(
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<SealReport, LedgerError> {
+    if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
+        return newest_report(writer.ledger(), true);
+    }
     let (disposed, submissions) = dispose_round(writer.ledger(), round)?;
     let folded = fold_round(writer.ledger(), disposed, &submissions, options, progress)?;
     let Planned { disposed, plan } = &folded.planned;
@@ -108,7 +119,7 @@ pub fn seal(
     store_scalars(writer.ledger().place(), &record, &layout, plan, &disposed.dispositions)
         .map_err(StoreError::from)?;
     writer.append_round(&record)?;
-    Ok(report(writer.ledger(), &folded, &submissions, &layout))
+    newest_report(writer.ledger(), false)
 }
 
 /// Stores the plan and the dispositions: what is hashed, as tables to query.
@@ -130,7 +141,12 @@ fn store_scalars(
     Ok(())
 }
 
-fn dispose_round(
+/// What would come of the submissions so far if `round` were sealed now, and the submissions.
+///
+/// # Errors
+///
+/// [`LedgerError::RoundOrder`], [`LedgerError::RoundNotOpen`], or what the log gives.
+pub fn dispose_round(
     ledger: &Ledger,
     round: u64,
 ) -> Result<(Disposed, Vec<(u64, Submission)>), LedgerError> {
@@ -292,18 +308,19 @@ impl FoldOutput for Store<'_> {
     }
 }
 
-fn report(
-    ledger: &Ledger,
-    folded: &Folded,
-    submissions: &[(u64, Submission)],
-    layout: &Layout,
-) -> SealReport {
+/// The report of the newest round, from its record and the submissions log.
+fn newest_report(ledger: &Ledger, already: bool) -> Result<SealReport, LedgerError> {
+    let position = ledger.sealed().len() - 1;
+    let Sealed { record, leaf, .. } = &ledger.sealed()[position];
+    let window = record.submissions;
+    let (submissions, layout) = (ledger.submissions(window.start..window.end)?, ledger.layout()?);
+    let dispositions = check_round(ledger, position)?.disposed.dispositions;
     let file = |index: Option<u64>| {
         let (_, submission) = submissions.iter().find(|(at, _)| Some(*at) == index)?;
         submission.file().map(str::to_owned)
     };
     let (mut accepted, mut rejected) = (Vec::new(), Vec::new());
-    for Disposition { index, miner, verdict } in &folded.planned.disposed.dispositions {
+    for Disposition { index, miner, verdict } in &dispositions {
         let (uid, key) = (miner.uid(), miner.hotkey());
         let (reason, details) = match verdict {
             Verdict::Accepted { order } => {
@@ -320,12 +337,13 @@ fn report(
         let tensor = layout.tensors.iter().find(|t| t.position as u64 == skipped.tensor);
         tensor.map_or_else(String::new, |t| t.name.clone())
     };
-    SealReport {
-        round: folded.planned.disposed.round,
-        record: ledger.newest_leaf(),
-        next: folded.next,
+    Ok(SealReport {
+        round: record.round,
+        record: *leaf,
+        next: record.next,
         accepted,
         rejected,
-        skipped: folded.skipped.iter().map(name).collect(),
-    }
+        skipped: record.skipped.iter().map(name).collect(),
+        already,
+    })
 }

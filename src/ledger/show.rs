@@ -11,7 +11,7 @@ use crate::types::{
     submission::{Miner, Submission},
 };
 
-use super::{Ledger, LedgerError, check::check_round};
+use super::{Ledger, LedgerError, check::check_round, key_chain::KeyTerm, retention::Kept};
 
 /// A ledger at a glance.
 #[derive(Debug, Serialize)]
@@ -22,8 +22,10 @@ pub struct LedgerView {
     pub origin: String,
     /// Leaf hash of the genesis entry.
     pub run_id: Digest,
-    /// The verifier keys of both logs.
+    /// The verifier keys of both logs: those that sign now.
     pub log_keys: LogKeys,
+    /// The keys before them, oldest first.
+    pub retired_keys: Vec<RetiredKey>,
     /// How rounds are folded.
     pub rule: Rule,
     /// Number of sealed rounds.
@@ -32,12 +34,25 @@ pub struct LedgerView {
     pub genesis: ManifestId,
     /// The newest state.
     pub head: HeadView,
+    /// Which states are kept.
+    pub states: StatesView,
     /// Size and root of the rounds log.
     pub rounds_log: LogView,
     /// Size and root of the submissions log.
     pub submissions_log: LogView,
     /// Submissions that no record disposes of yet.
     pub open_submissions: u64,
+}
+
+/// A log key that another took over from.
+#[derive(Debug, Serialize)]
+pub struct RetiredKey {
+    /// Its verifier keys.
+    pub log_keys: LogKeys,
+    /// Index of the rotation in the rounds log: it signed no head of that log with more entries.
+    pub until: u64,
+    /// It signed no head of the submissions log with more entries than this.
+    pub until_submissions: u64,
 }
 
 /// The newest state; round null before the first seal.
@@ -51,6 +66,15 @@ pub struct HeadView {
     pub count: u64,
     /// Bytes of all of them.
     pub bytes: u64,
+}
+
+/// Which states are kept; the genesis always is.
+#[derive(Debug, Serialize)]
+pub struct StatesView {
+    /// Number of states that are kept, the genesis among them.
+    pub kept: usize,
+    /// First and last round of each run of rounds after which the state was dropped.
+    pub dropped: Vec<[u64; 2]>,
 }
 
 /// A log's newest published head.
@@ -69,6 +93,8 @@ pub struct RoundView {
     pub index: u64,
     /// Leaf hash of the record.
     pub leaf: Digest,
+    /// Whether the state after it is kept; else a replay makes it again.
+    pub kept: bool,
     /// The record.
     pub record: RoundRecord,
     /// Tensors left unchanged, by name.
@@ -93,15 +119,21 @@ pub struct DispositionView {
 }
 
 /// A ledger at a glance.
-pub fn show(ledger: &Ledger) -> LedgerView {
+///
+/// # Errors
+///
+/// [`LedgerError::Store`] if the list of dropped states does not read.
+pub fn show(ledger: &Ledger) -> Result<LedgerView, LedgerError> {
+    let kept = Kept::load(ledger)?;
     let (genesis, newest) = (ledger.genesis(), ledger.newest());
     let view =
         |log: &crate::store::log::LogReader| LogView { size: log.size(), root: log.head().root };
-    LedgerView {
+    Ok(LedgerView {
         run: genesis.run.clone(),
         origin: genesis.origin.clone(),
         run_id: ledger.run_id(),
-        log_keys: genesis.log_keys.clone(),
+        log_keys: ledger.keys().newest().log_keys.clone(),
+        retired_keys: ledger.keys().terms().windows(2).map(retired_key).collect(),
         rule: genesis.rule.clone(),
         rounds: ledger.sealed().len(),
         genesis: genesis.model,
@@ -111,10 +143,17 @@ pub fn show(ledger: &Ledger) -> LedgerView {
             count: newest.count,
             bytes: newest.bytes,
         },
+        states: StatesView { kept: kept.count(), dropped: kept.dropped(ledger) },
         rounds_log: view(ledger.rounds_log()),
         submissions_log: view(ledger.submissions_log()),
         open_submissions: ledger.submissions_log().size().saturating_sub(ledger.window_start()),
-    }
+    })
+}
+
+fn retired_key(pair: &[KeyTerm]) -> RetiredKey {
+    let (term, after) = (&pair[0], &pair[1]);
+    let (until, until_submissions) = (after.index, after.submissions.size);
+    RetiredKey { log_keys: term.log_keys.clone(), until, until_submissions }
 }
 
 /// One sealed round.
@@ -151,6 +190,7 @@ pub fn show_round(ledger: &Ledger, round: u64) -> Result<RoundView, LedgerError>
     Ok(RoundView {
         index: sealed.index,
         leaf: sealed.leaf,
+        kept: Kept::load(ledger)?.has(sealed.record.next),
         record: sealed.record.clone(),
         skipped: sealed.record.skipped.iter().filter_map(|s| name(s.tensor)).collect(),
         dispositions: checked.disposed.dispositions.into_iter().map(view).collect(),

@@ -24,6 +24,7 @@ use crate::{
         digest::Digest,
         json,
         manifest::ManifestId,
+        progress::Silent,
         record::MinersPolicy,
         refusal::{Code, Refusal},
         submission::{SignatureHex, Signed, Submission},
@@ -99,6 +100,9 @@ impl Receipt {
     /// Checks the receipt with a key from outside: signature of the head, inclusion of the entry, and
     /// the miner's own signature in it.
     ///
+    /// The key is the one that signed when the receipt was given: a rotation of the log key changes
+    /// nothing about receipts of before.
+    ///
     /// # Errors
     ///
     /// [`ReceiptError`] names the first thing that does not hold.
@@ -133,6 +137,14 @@ pub fn statement_of(run: Digest, signed: &Signed) -> Statement {
         delta: signed.delta.root,
         delta_bytes: signed.delta.bytes,
         hotkey: signed.hotkey,
+    }
+}
+
+/// Whether a logged submission is this statement, by whichever signature.
+pub(super) fn is_statement(ledger: &Ledger, logged: &Submission, statement: &Statement) -> bool {
+    match logged {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed) == *statement,
+        Submission::Fetched(_) => false,
     }
 }
 
@@ -181,6 +193,15 @@ pub fn check_statement(
         let want = "a hotkey that the genesis lists";
         return Ok(Err(Refusal::new(Code::NotListed, None, want, hotkey.to_hex())));
     }
+    check_open(ledger, round)
+}
+
+/// Whether `round` is the one that takes submissions now.
+///
+/// # Errors
+///
+/// As [`check_statement`].
+pub fn check_open(ledger: &Ledger, round: u64) -> Result<Result<(), Refusal>, LedgerError> {
     let open = open_round(ledger)?;
     let code = match round.cmp(&open) {
         std::cmp::Ordering::Less => Code::Late,
@@ -212,6 +233,9 @@ pub struct SubmitHandle {
 
 impl Submitter {
     /// Takes a ledger over until [`Submitter::finish`].
+    ///
+    /// Whoever expects many submissions opens the index first ([`LedgerWriter::index`]): else the
+    /// first statement of a sealed round waits for it, and those that are handed in meanwhile.
     pub fn start(writer: LedgerWriter) -> Self {
         let (requests, received) = channel();
         let thread = std::thread::spawn(move || serve(writer, &received));
@@ -237,7 +261,7 @@ impl Submitter {
 impl SubmitHandle {
     /// Hands a statement in and waits until it is durable in the log, or refused.
     ///
-    /// The same statement again gives the same index.
+    /// The same statement again gives the same index, also when its round is sealed by then.
     ///
     /// # Errors
     ///
@@ -321,7 +345,11 @@ pub fn submit_batch(
     let (mut fresh, mut entries, mut places) = (BTreeMap::new(), Vec::new(), Vec::new());
     for submission in submissions {
         let id = submission.statement.id();
-        places.push(match check_statement(ledger, submission)? {
+        places.push(match check_statement(writer.ledger(), submission)? {
+            // Its first answer may have been lost, and its round sealed meanwhile.
+            Err(refusal) if refusal.code == Code::Late => {
+                sealed_before(writer, &submission.statement)?.map(|at| (id, at)).ok_or(refusal)
+            }
             Err(refusal) => Err(refusal),
             Ok(()) => Ok((
                 id,
@@ -360,6 +388,28 @@ pub fn submit_batch(
         .into_iter()
         .map(|place| place.map_or_else(|refusal| Ok(Err(refusal)), |at| receipt(at).map(Ok)))
         .collect()
+}
+
+/// Where a statement of a sealed round stands in the log, if it does.
+fn sealed_before(
+    writer: &mut LedgerWriter,
+    statement: &Statement,
+) -> Result<Option<u64>, LedgerError> {
+    let found =
+        writer.index(&Silent).and_then(|(ledger, index)| index.statement(ledger, statement));
+    match found {
+        // The index only saves reading the round's window of the log.
+        Err(LedgerError::Index(_)) => in_window(writer.ledger(), statement),
+        found => found,
+    }
+}
+
+fn in_window(ledger: &Ledger, statement: &Statement) -> Result<Option<u64>, LedgerError> {
+    let Ok(position) = ledger.position(statement.round) else { return Ok(None) };
+    let window = ledger.sealed()[position].record.submissions;
+    let is_it = |submission: &Submission| is_statement(ledger, submission, statement);
+    let submissions = ledger.submissions(window.start..window.end)?;
+    Ok(submissions.into_iter().find(|(_, submission)| is_it(submission)).map(|(index, _)| index))
 }
 
 fn entry(submission: &SignedStatement) -> Submission {

@@ -10,26 +10,35 @@ use crate::{
         StoreError,
         files::{Disk, Files},
         keys::{
-            self,
-            heads::{HeadGuard, HeadSigner},
+            self, LogSeed,
+            heads::{GuardError, HeadGuard, HeadSigner},
         },
         lock::WriterLock,
-        log::LogWriter,
+        log::{LogError, LogWriter},
+        place::Place,
     },
     types::{
         json,
-        record::{AnchorRecord, ENTRY_BYTES_MAX, RoundRecord, RoundsEntry},
+        progress::Progress,
+        record::{AnchorRecord, ENTRY_BYTES_MAX, KeyRotation, LogKeys, RoundRecord, RoundsEntry},
         submission::Submission,
     },
 };
 
-use super::{Ledger, LedgerError};
+use super::{
+    Ledger, LedgerError,
+    index::LedgerIndex,
+    key_chain::KeyChain,
+    last_head::{self, LastHead},
+};
 
 /// A ledger open for writing.
 pub struct LedgerWriter {
     ledger: Ledger,
     rounds: LogWriter,
     submissions: LogWriter,
+    index: Option<LedgerIndex>,
+    // Let go of last: the index is closed by then.
     _lock: WriterLock,
 }
 
@@ -40,9 +49,24 @@ impl LedgerWriter {
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Locked`] if another process writes; others as [`Ledger::open`].
+    /// [`LedgerError::Locked`] if another process writes, [`LedgerError::OtherKey`] if the key is not
+    /// the one that signs now; others as [`Ledger::open`].
     pub fn open(root: &Path, key_file: Option<&Path>) -> Result<Self, LedgerError> {
         Self::open_in(Arc::new(Disk), root, key_file)
+    }
+
+    /// As [`LedgerWriter::open`], if the logs lead to these heads, which someone kept.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::LastHead`] if they do not: nothing is signed then. Others as
+    /// [`LedgerWriter::open`].
+    pub fn open_after(
+        root: &Path,
+        key_file: Option<&Path>,
+        last_heads: &[LastHead],
+    ) -> Result<Self, LedgerError> {
+        Self::open_with(Arc::new(Disk), root, key_file, last_heads)
     }
 
     /// As [`LedgerWriter::open`], through another door to the disk.
@@ -55,28 +79,33 @@ impl LedgerWriter {
         root: &Path,
         key_file: Option<&Path>,
     ) -> Result<Self, LedgerError> {
+        Self::open_with(files, root, key_file, &[])
+    }
+
+    fn open_with(
+        files: Arc<dyn Files>,
+        root: &Path,
+        key_file: Option<&Path>,
+        last_heads: &[LastHead],
+    ) -> Result<Self, LedgerError> {
+        let place = Place::new(files.clone(), root);
         // A directory without a ledger gets no lock file either.
-        let ledger = Ledger::open_in(files.clone(), root)?;
+        if !super::committed(&place, &place.rounds_log())? {
+            return Err(LedgerError::NoLedger { path: root.to_owned() });
+        }
         let lock = WriterLock::acquire(root)?;
-        super::anchor::refuse_older(&ledger)?;
-        let genesis = ledger.genesis;
-        let place = crate::store::place::Place::new(files.clone(), root);
-        let key_path = key_file.map_or_else(|| place.log_key(), Path::to_owned);
-        let seed = keys::load(&*files, &key_path).map_err(StoreError::from)?;
-        let guard = HeadGuard::open(files.clone(), &key_path).map_err(StoreError::from)?;
-        let guard = Arc::new(guard);
-        let open = |dir: PathBuf, name: &str| -> Result<LogWriter, LedgerError> {
-            let origin = format!("{}/{name}", genesis.origin);
-            let signer =
-                HeadSigner::new(&seed, &origin, guard.clone()).map_err(StoreError::from)?;
-            Ok(LogWriter::open(files.clone(), &dir, signer)?)
-        };
-        let rounds = open(place.rounds_log(), "rounds")?;
-        let submissions = open(place.submissions_log(), "submissions")?;
+        // What is committed says whose turn it is to sign, be it published or not.
+        let committed = Ledger::open_committed(&place)?;
+        last_head::check(&committed, last_heads)?;
+        super::anchor::refuse_older(&committed)?;
+        let LogSigners { rounds, submissions } = signers(&committed, key_file)?;
+        let open = |dir: PathBuf, signer| LogWriter::open(files.clone(), &dir, signer);
+        let rounds = open(place.rounds_log(), rounds)?;
+        let submissions = open(place.submissions_log(), submissions)?;
         empty_tmp(&place)?;
         // Recovery may have published a head, so the ledger is read again.
         let ledger = Ledger::open_in(files, root)?;
-        Ok(Self { ledger, rounds, submissions, _lock: lock })
+        Ok(Self { ledger, rounds, submissions, index: None, _lock: lock })
     }
 
     /// The ledger as it stands.
@@ -121,6 +150,44 @@ impl LedgerWriter {
         self.reload()
     }
 
+    /// Appends a rotation's entry, its commit point; from then on `next` signs.
+    pub(super) fn append_rotation(
+        &mut self,
+        entry: &KeyRotation,
+        next: LogSigners,
+    ) -> Result<(), LedgerError> {
+        let bytes = json::to_vec(&RoundsEntry::KeyRotation(Box::new(entry.clone())));
+        self.rounds.append_rotation(&bytes, next.rounds)?;
+        self.submissions.hand_over(next.submissions)?;
+        self.reload()
+    }
+
+    /// What signs the heads of the rounds log.
+    pub(super) fn signer(&self) -> &HeadSigner {
+        self.rounds.signer()
+    }
+
+    /// The ledger and its index, brought up to the logs; it is opened the first time it is asked for.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Index`] if it cannot be had: the logs hold all of it. Others if they do not
+    /// read.
+    pub fn index(
+        &mut self,
+        progress: &dyn Progress,
+    ) -> Result<(&Ledger, &mut LedgerIndex), LedgerError> {
+        let opened = self
+            .index
+            .take()
+            .and_then(|mut index| index.catch_up(&self.ledger, progress).is_ok().then_some(index));
+        let index = match opened {
+            Some(index) => index,
+            None => LedgerIndex::open(&self.ledger, progress)?,
+        };
+        Ok((&self.ledger, self.index.insert(index)))
+    }
+
     fn reload(&mut self) -> Result<(), LedgerError> {
         let place = self.ledger.place();
         self.ledger = Ledger::open_in(place.files.clone(), &place.root)?;
@@ -128,8 +195,71 @@ impl LedgerWriter {
     }
 }
 
+/// One log key as the signer of both logs.
+pub(super) struct LogSigners {
+    pub(super) rounds: HeadSigner,
+    pub(super) submissions: HeadSigner,
+}
+
+impl LogSigners {
+    /// The signers of the logs of `origin`, whose published heads may be of a key of the chain.
+    pub(super) fn new(
+        seed: &LogSeed,
+        origin: &str,
+        guard: &Arc<HeadGuard>,
+        chain: &KeyChain,
+    ) -> Result<Self, StoreError> {
+        let signer = |log: &str, rounds: bool| {
+            let signer = HeadSigner::new(seed, &format!("{origin}/{log}"), guard.clone())?;
+            Ok::<_, StoreError>(signer.after(chain.retired(rounds)))
+        };
+        Ok(Self { rounds: signer("rounds", true)?, submissions: signer("submissions", false)? })
+    }
+
+    /// The verifier keys.
+    pub(super) fn log_keys(&self) -> LogKeys {
+        LogKeys {
+            rounds: self.rounds.verifier().to_string(),
+            submissions: self.submissions.verifier().to_string(),
+        }
+    }
+}
+
+/// The signers whose turn it is.
+fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, LedgerError> {
+    let (place, chain) = (ledger.place(), ledger.keys());
+    let path = key_file.map_or_else(|| place.log_key(chain.rotations()), Path::to_owned);
+    let seed = keys::load(&*place.files, &path).map_err(StoreError::from)?;
+    let guard = HeadGuard::open(place.files.clone(), &path).map_err(StoreError::from)?;
+    let signers = LogSigners::new(&seed, &ledger.genesis().origin, &Arc::new(guard), chain)?;
+    let (expected, found) = (chain.newest().log_keys.rounds.clone(), signers.log_keys().rounds);
+    if expected == found {
+        check_later(ledger)?;
+        return Ok(signers);
+    }
+    let retired = chain.terms().iter().position(|term| term.log_keys.rounds == found);
+    let retired = retired.map(|at| chain.terms()[at + 1].index);
+    Err(LedgerError::OtherKey { path, expected, found, retired })
+}
+
+/// That no later key in the ledger signed more than there is: a backup may bring back the log of before
+/// its rotation, and the record of the key of then.
+fn check_later(ledger: &Ledger) -> Result<(), LedgerError> {
+    let place = ledger.place();
+    for rotations in ledger.keys().rotations() + 1.. {
+        let guard = match HeadGuard::open(place.files.clone(), &place.log_key(rotations)) {
+            Err(GuardError::Absent { .. }) => break,
+            opened => opened.map_err(LogError::from)?,
+        };
+        for log in [ledger.rounds_log(), ledger.submissions_log()] {
+            guard.check(log.head()).map_err(LogError::from)?;
+        }
+    }
+    Ok(())
+}
+
 /// Removes what a killed process left half made.
-pub(super) fn empty_tmp(place: &crate::store::place::Place) -> Result<(), StoreError> {
+pub(super) fn empty_tmp(place: &Place) -> Result<(), StoreError> {
     let tmp = place.tmp();
     let at = |source| StoreError::Io { path: tmp.clone(), source };
     if place.files.exists(&tmp).map_err(at)? {

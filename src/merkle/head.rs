@@ -101,10 +101,19 @@ impl TreeHead {
     /// [`HeadError`] if the note cannot be read or verified, is of another origin than the key's
     /// name, or [`Self::check`] refuses the head.
     pub fn open(note: &[u8], key: &VerifierKey) -> Result<Self, HeadError> {
+        Self::open_by_any(note, std::slice::from_ref(key))
+    }
+
+    /// As [`Self::open`], if one of the log's keys signed it: a log whose key changed has several.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`].
+    pub fn open_by_any(note: &[u8], keys: &[VerifierKey]) -> Result<Self, HeadError> {
         let note = SignedNote::parse(note)?;
-        note.verify(std::slice::from_ref(key))?;
+        let signers = note.verify(keys)?;
         let head = Self::parse(note.text())?;
-        head.check_origin(key.name())?;
+        signers.iter().try_for_each(|name| head.check_origin(name))?;
         head.check()?;
         Ok(head)
     }

@@ -4,5 +4,6 @@ pub mod head;
 pub mod manifest;
 pub mod note;
 pub mod pieces;
+pub mod rotation;
 pub mod tile;
 pub mod tree;

@@ -124,7 +124,8 @@ impl VerifierKey {
         }
     }
 
-    fn verifies_bytes(&self, message: &[u8], signature: &[u8]) -> bool {
+    /// Whether `signature` is this key's for these very bytes, which are no note's text.
+    pub fn verifies_bytes(&self, message: &[u8], signature: &[u8]) -> bool {
         let strict = |signature| self.key.verify_strict(message, &signature).is_ok();
         Ed25519::from_slice(signature).is_ok_and(strict)
     }
@@ -239,6 +240,16 @@ impl LogKey {
         let note = format!("{text}\n{LINE_START}{} {}\n", self.name(), BASE64.encode(bytes));
         check_length(note.len())?;
         Ok(note)
+    }
+
+    /// The Ed25519 signature of bytes that can be no note's text: they hold a zero byte.
+    ///
+    /// # Panics
+    ///
+    /// If they hold none: a signature of theirs could pass for one of a note.
+    pub fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
+        assert!(message.contains(&0), "a note's text could be these bytes");
+        self.secret.sign(message).to_bytes()
     }
 }
 

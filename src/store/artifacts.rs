@@ -35,6 +35,12 @@ pub struct ArtifactReader {
 }
 
 impl ArtifactReader {
+    /// Number of the bytes, read or not.
+    #[allow(clippy::len_without_is_empty)] // A length in bytes, not a collection's.
+    pub fn len(&self) -> u64 {
+        self.reader.len()
+    }
+
     /// Fills `buffer` with the next bytes.
     ///
     /// # Errors
@@ -278,6 +284,27 @@ impl CheckpointWriter {
         self.hashes.artifact(&descriptor.group, &descriptor.name, &base.digests(position)?)?;
         self.descriptors.push(descriptor);
         Ok(())
+    }
+
+    /// The next tensor is the one at `position` of `base`, copied.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`] if its bytes are missing or wrong, or the disk refuses.
+    pub fn copy(&mut self, base: &StoredCheckpoint, position: usize) -> Result<(), StoreError> {
+        let descriptor = &base.manifest().descriptors()[position];
+        let mut reader = base.tensor(position)?;
+        let (mut left, mut buffer) = (reader.len(), Vec::new());
+        self.write(descriptor, &[])?; // One without bytes is a file, too.
+        while left > 0 {
+            let now = left.min(CHUNK_BYTES);
+            buffer.resize(small(now), 0);
+            reader.read_exact(&mut buffer)?;
+            self.write(descriptor, &buffer)?;
+            left -= now;
+        }
+        let (artifact, digests) = (descriptor.artifact(), base.digests(position)?);
+        self.commit(Pieces { artifact, digests })
     }
 
     /// Binds the tensors into a state.

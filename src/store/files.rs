@@ -205,6 +205,74 @@ impl Files for Disk {
     }
 }
 
+/// Another door's files, each of them open only while it is read: so that any number can be in use.
+///
+/// For what is compared with its digest as it is read: a name may stand for another file next time.
+pub struct Reopening(pub Arc<dyn Files>);
+
+/// A file that is opened for each read.
+struct Reopened {
+    files: Arc<dyn Files>,
+    path: PathBuf,
+}
+
+impl ReadFile for Reopened {
+    fn len(&self) -> io::Result<u64> {
+        self.files.open(&self.path)?.len()
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.files.open(&self.path)?.read_exact_at(buffer, offset)
+    }
+
+    fn is_secret(&self) -> io::Result<bool> {
+        self.files.open(&self.path)?.is_secret()
+    }
+}
+
+impl Files for Reopening {
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.0.create(path)
+    }
+
+    fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.0.create_secret(path)
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn ReadFile>> {
+        drop(self.0.open(path)?); // What cannot be opened is said now.
+        Ok(Arc::new(Reopened { files: self.0.clone(), path: path.to_owned() }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.0.rename(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.0.remove(path)
+    }
+
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.remove_dir_all(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.0.create_dir_all(path)
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.0.sync_dir(path)
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<PathBuf>> {
+        self.0.list(path)
+    }
+
+    fn exists(&self, path: &Path) -> io::Result<bool> {
+        self.0.exists(path)
+    }
+}
+
 /// Writes a small file whole: beside its place, synced, renamed over it, the directory synced.
 ///
 /// A crash leaves the old bytes or the new ones.

@@ -4,19 +4,22 @@ use std::{io, path::PathBuf};
 
 pub mod anchors;
 pub mod artifacts;
+pub mod config;
 pub mod files;
 pub mod hashes;
+pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;
 pub mod open_round;
 pub mod place;
 pub mod quarantine;
+pub mod retention;
 pub mod segment;
 
 use self::{
-    hashes::HashesError, keys::heads::GuardError, log::LogError, quarantine::QuarantineError,
-    segment::SegmentError,
+    config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
+    quarantine::QuarantineError, retention::RetentionError, segment::SegmentError,
 };
 use crate::types::{digest::Digest, json::JsonError};
 
@@ -35,6 +38,17 @@ pub enum StoreError {
     /// A small file of ours that does not read back.
     #[error("{path}: {source}")]
     Json {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: JsonError,
+    },
+    /// The file that says who is expected in the open round. It is trusted for nothing.
+    #[error(
+        "{path}: {source}. It is damaged: remove it, and where peers are listed for each round \
+         import the same files with --peers again, which appends nothing"
+    )]
+    OpenRound {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
@@ -84,6 +98,12 @@ pub enum StoreError {
     /// A refused file in quarantine.
     #[error(transparent)]
     Quarantine(#[from] QuarantineError),
+    /// The operator's configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The list of dropped states.
+    #[error(transparent)]
+    Retention(#[from] RetentionError),
 }
 
 impl StoreError {
@@ -93,10 +113,15 @@ impl StoreError {
     /// the bytes.
     pub fn is_mismatch(&self) -> bool {
         match self {
-            Self::Io { .. } | Self::Key(_) | Self::Guard(_) => false,
+            Self::Io { .. } | Self::Key(_) | Self::Guard(_) | Self::Config(_) => false,
             // A file that ends early has no error number: that is the bytes' fault.
             _ => self.io().is_none_or(|error| error.raw_os_error().is_none()),
         }
+    }
+
+    /// Whether a file is not there.
+    pub fn is_not_found(&self) -> bool {
+        self.io().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
     /// The operating system's answer, if that is what this is about.
@@ -111,7 +136,8 @@ impl StoreError {
             )
             | Self::Quarantine(
                 QuarantineError::Io { source, .. } | QuarantineError::Source { source, .. },
-            ) => Some(source),
+            )
+            | Self::Retention(RetentionError::Io { source, .. }) => Some(source),
             _ => None,
         }
     }

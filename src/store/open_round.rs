@@ -40,7 +40,7 @@ impl OpenRound {
         match read_whole(&*place.files, &path, BYTES_MAX) {
             Ok(bytes) => json::from_slice(&bytes)
                 .map(Some)
-                .map_err(|source| StoreError::Json { path, source }),
+                .map_err(|source| StoreError::OpenRound { path, source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(StoreError::Io { path, source }),
         }

@@ -32,9 +32,14 @@ impl Place {
         self.root.join("log/submissions")
     }
 
-    /// The log key, unless it was put elsewhere.
-    pub fn log_key(&self) -> PathBuf {
-        self.root.join("keys/log.key")
+    /// The log key after this many rotations, unless it was put elsewhere.
+    ///
+    /// Each key has a name of its own, so that a retired one stays and none is ever replaced.
+    pub fn log_key(&self, rotations: usize) -> PathBuf {
+        match rotations {
+            0 => self.root.join("keys/log.key"),
+            n => self.root.join(format!("keys/log-{n}.key")),
+        }
     }
 
     /// Who is expected in the round that is open.
@@ -55,6 +60,21 @@ impl Place {
     /// The anchoring under way.
     pub fn anchor_intent(&self) -> PathBuf {
         self.anchors().join("intent.json")
+    }
+
+    /// Which states were dropped.
+    pub fn retention(&self) -> PathBuf {
+        self.root.join("retention.json")
+    }
+
+    /// What the operator chose for this ledger.
+    pub fn config(&self) -> PathBuf {
+        self.root.join("gradledger.toml")
+    }
+
+    /// The index, which the process that writes keeps outside of [`Files`].
+    pub fn index(&self) -> PathBuf {
+        self.root.join("index")
     }
 
     /// Files under way; emptied when a writer opens the ledger.

@@ -7,7 +7,7 @@ use super::{
     manifest::{ArtifactId, ManifestId},
     refusal::Refusal,
     rule::Rule,
-    submission::Miner,
+    submission::{Miner, SignatureHex},
 };
 
 /// Longest entry of a log in bytes; C2SP tlog-tiles has a u16 for its length.
@@ -18,8 +18,7 @@ pub const ACCEPTED_MAX: usize = 255;
 
 /// One entry of the rounds log.
 ///
-/// Reserved kinds, refused until something writes them: `key-rotation`, `prune`, `correction`,
-/// `adopt`.
+/// Reserved kinds, refused until something writes them: `prune`, `correction`, `adopt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -30,6 +29,8 @@ pub enum RoundsEntry {
     Round(Box<RoundRecord>),
     /// A head of this log was put on a chain.
     Anchor(AnchorRecord),
+    /// Another key signs from here on.
+    KeyRotation(Box<KeyRotation>),
 }
 
 /// What a run starts from. The run's id is the RFC 6962 leaf hash of this entry.
@@ -74,6 +75,30 @@ pub struct LogKeys {
     pub rounds: String,
     /// Of `ORIGIN/submissions`.
     pub submissions: String,
+}
+
+/// Another log key takes over: heads that hold this entry are signed by it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeyRotation {
+    /// The new verifier keys.
+    pub log_keys: LogKeys,
+    /// The submissions log at the hand-over: the last head of it that the old key signs.
+    pub submissions: LogEnd,
+    /// The old key's signature of the hand-over.
+    pub by_old: SignatureHex,
+    /// The new key's.
+    pub by_new: SignatureHex,
+}
+
+/// A log at one of its sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LogEnd {
+    /// Number of entries.
+    pub size: u64,
+    /// RFC 6962 root over them.
+    pub root: Digest,
 }
 
 /// Who may submit to a run.

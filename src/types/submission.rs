@@ -230,6 +230,16 @@ impl Submission {
         }
     }
 
+    /// The delta that is stored for it. A signed one is kept whether it counts or not: it is what its
+    /// miner answers for.
+    pub fn stored_delta(&self) -> Option<ManifestId> {
+        match self {
+            Self::Signed(signed) => Some(signed.delta),
+            Self::Fetched(Fetched { outcome: Outcome::Delta(id), .. }) => Some(*id),
+            Self::Fetched(_) => None,
+        }
+    }
+
     /// The name of the file it came in, if it did.
     pub fn file(&self) -> Option<&str> {
         match self {

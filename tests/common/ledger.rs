@@ -5,7 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    io::Write,
+    io::{self, Write},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -16,19 +16,26 @@ use gradledger::{
     ledger::{
         At, Ledger, LedgerError,
         fsck::fsck,
+        gc::gc,
         import::{Gradients, Peers, import_templar},
         init::{InitOptions, init_in},
+        replay::{ReplayOptions, replay},
+        retention::Kept,
+        rotate::rotate_key,
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    store::files::Files,
+    store::{
+        files::{Files, read_whole},
+        segment::{delta::DeltaSegments, place},
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
         manifest::ManifestId,
         progress::Silent,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::{Outcome, Submission},
+        submission::{Miner, Outcome, Submission},
     },
 };
 
@@ -46,7 +53,7 @@ pub struct Fixture {
 }
 
 /// The rounds that there are files for.
-pub const ROUNDS: [u64; 2] = [101, 102];
+pub const ROUNDS: [u64; 4] = [101, 102, 103, 104];
 
 /// Who is expected: in the first round one good file, one that is refused, one reserve without a file
 /// in its place, one reserve that is not needed.
@@ -79,7 +86,7 @@ fn model() -> Vec<u8> {
 }
 
 /// A gradient file: four values of each block, other ones for each miner and round.
-fn gradient(round: u64, uid: u16) -> Vec<u8> {
+pub fn gradient(round: u64, uid: u16) -> Vec<u8> {
     let mut random = Random(round << 16 | u64::from(uid));
     let mut writer = GradientWriter::new(Vec::new(), "temp").expect("a folder's name");
     for (name, _, blocks) in MODEL {
@@ -160,25 +167,59 @@ impl Fixture {
         self.pool.install(|| match step {
             Step::Init => self.init(root, files, facts),
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
+            Step::Index => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let (ledger, index) = writer.index(&Silent)?;
+                for (at, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
+                    let (miner, round) = (submission.miner(), submission.round());
+                    let found = index.miner(ledger, miner, round)?;
+                    facts.push(Fact::Found { miner, round, at: found });
+                    assert_eq!(found, Some(at), "the index leads elsewhere");
+                }
+                for sealed in ledger.sealed() {
+                    let found = index.round(ledger, sealed.record.round)?;
+                    assert_eq!(found, Some(sealed.index), "the index leads elsewhere");
+                }
+                Ok(())
+            }
             Step::Import(round, peers) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 let dir = self.gradients(*round);
                 let gradients = Gradients::Directory(&dir);
                 let report =
                     import_templar(&mut writer, *round, &gradients, Some(peers.clone()), &Silent);
-                for file in done_before(*round, report)?.into_iter().flat_map(|r| r.files) {
+                for file in done_before(report)?.into_iter().flat_map(|r| r.files) {
                     let (index, uid) = (file.index, file.uid);
                     facts.push(Fact::Statement { index, uid, outcome: file.outcome });
                 }
                 Ok(())
             }
+            Step::Gc(keep_every) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let keep_every = (*keep_every).try_into().expect("it is not 0");
+                let report = gc(&mut writer, keep_every, &Silent)?;
+                assert!(report.obstacles.is_empty(), "{:?}", report.obstacles);
+                facts.push(Fact::Collected);
+                Ok(())
+            }
             Step::Seal(round) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
-                let report = seal(&mut writer, *round, one_thread(), &Silent);
-                if let Some(report) = done_before(*round, report)? {
-                    let (round, record, next) = (*round, report.record, report.next);
-                    facts.push(Fact::Sealed { round, record, next });
+                let report = seal(&mut writer, *round, one_thread(), &Silent)?;
+                let (round, record, next) = (*round, report.record, report.next);
+                let accepted = report.accepted.len();
+                let rejected = report.rejected.into_iter().map(|line| line.reason).collect();
+                facts.push(Fact::Sealed { round, record, next, accepted, rejected });
+                Ok(())
+            }
+            Step::Rotate => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                // An operator who looks first whether it was done.
+                if writer.ledger().keys().rotations() == 0 {
+                    rotate_key(&mut writer, None)?;
                 }
+                let newest = writer.ledger().keys().newest();
+                let (index, key) = (newest.index, newest.log_keys.rounds.clone());
+                facts.push(Fact::Rotated { index, key });
                 Ok(())
             }
         })
@@ -221,11 +262,11 @@ impl Fixture {
     }
 }
 
-/// A round that is sealed is neither imported nor sealed again, and says so.
-fn done_before<T>(round: u64, report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
+/// A round that is sealed is not imported again, and says so.
+fn done_before<T>(report: Result<T, LedgerError>) -> Result<Option<T>, LedgerError> {
     match report {
         Ok(report) => Ok(Some(report)),
-        Err(LedgerError::RoundOrder { last, .. }) if last == round => Ok(None),
+        Err(LedgerError::RoundSealed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -241,6 +282,11 @@ pub enum Step {
     Open,
     Import(u64, Peers),
     Seal(u64),
+    /// Every how many rounds a state is kept.
+    Gc(u64),
+    Rotate,
+    /// Brings up the index, which lies on the real disk and outlives every cut.
+    Index,
 }
 
 impl Step {
@@ -256,6 +302,12 @@ pub enum Fact {
     Run(Digest),
     /// The first state.
     Model(ManifestId),
+    /// What the index led to.
+    Found {
+        miner: Miner,
+        round: u64,
+        at: Option<u64>,
+    },
     Statement {
         index: u64,
         uid: u16,
@@ -265,7 +317,16 @@ pub enum Fact {
         round: u64,
         record: Digest,
         next: ManifestId,
+        accepted: usize,
+        rejected: Vec<String>,
     },
+    /// Another key signs from this entry on.
+    Rotated {
+        index: u64,
+        key: String,
+    },
+    /// A gc was done to its end.
+    Collected,
 }
 
 /// Steps on a ledger.
@@ -279,7 +340,12 @@ pub struct LedgerScenario<'f> {
     /// What each state is exported as.
     exports: BTreeMap<Digest, Digest>,
     sealed: BTreeMap<u64, ManifestId>,
+    /// Every file of the ledger before, and after undisturbed steps, by its digest.
+    start: Tree,
+    end: Tree,
 }
+
+type Tree = BTreeMap<PathBuf, Digest>;
 
 impl<'f> LedgerScenario<'f> {
     /// `steps` after `before`, each of which is durable.
@@ -303,38 +369,105 @@ impl<'f> LedgerScenario<'f> {
         steps: &[Step],
     ) -> Self {
         let steps = steps.to_vec();
-        let (exports, sealed) = (BTreeMap::new(), BTreeMap::new());
-        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed };
+        let (exports, sealed, start, end) = Default::default();
+        let mut scenario = Self { fixture, name, base, known, steps, exports, sealed, start, end };
         let whole = scenario.base.fork(None);
+        scenario.note_states(&whole);
+        if !scenario.known.is_empty() {
+            scenario.start = tree(&*whole.handle(), &fixture.root()).expect("a directory");
+        }
         scenario.act(whole.handle(), &mut vec![]).expect("undisturbed steps");
-        let ledger = Ledger::open_in(whole.handle(), &fixture.root()).expect("a ledger");
+        scenario.note_states(&whole);
+        scenario.end = tree(&*whole.handle(), &fixture.root()).expect("a directory");
+        scenario
+    }
+
+    /// With what `other` knows of the states: here some may be dropped already.
+    pub fn knowing(mut self, other: &Self) -> Self {
+        self.exports.extend(other.exports.clone());
+        self
+    }
+
+    /// Notes what was sealed, and what the states that are kept are exported as.
+    fn note_states(&mut self, disk: &MemFs) {
+        let Ok(ledger) = Ledger::open_in(disk.handle(), &self.fixture.root()) else { return };
+        let kept = Kept::load(&ledger).expect("a list of states");
         for sealed in ledger.sealed() {
             let (round, next) = (sealed.record.round, sealed.record.next);
-            let bits = exported(&ledger, At::Round(round)).expect("a state");
-            scenario.exports.insert(next.root, bits);
-            scenario.sealed.insert(round, next);
+            self.sealed.insert(round, next);
+            if kept.has(next) {
+                let bits = exported(&ledger, At::Round(round)).expect("a state");
+                self.exports.insert(next.root, bits);
+            }
         }
-        scenario
     }
 
     fn fact(&self, ledger: &Ledger, fact: &Fact) -> Result<(), Failed> {
         let there = match fact {
             Fact::Run(id) => ledger.run_id() == *id,
             Fact::Model(id) => ledger.genesis().model == *id,
+            Fact::Found { miner, round, at } => at.is_some_and(|at| {
+                let found = ledger.submissions(at..at + 1).ok();
+                found.is_some_and(|found| {
+                    (found[0].1.miner(), found[0].1.round()) == (*miner, *round)
+                })
+            }),
             Fact::Statement { index, uid, outcome } => {
                 let found = ledger.submissions(*index..*index + 1)?;
                 matches!(&found[..], [(_, Submission::Fetched(fetched))]
                     if fetched.uid == *uid && kind(&fetched.outcome) == *outcome)
             }
-            Fact::Sealed { round, record, next } => {
+            Fact::Rotated { index, key } => ledger
+                .keys()
+                .terms()
+                .iter()
+                .any(|term| (term.index, &term.log_keys.rounds) == (*index, key)),
+            Fact::Sealed { round, record, next, .. } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
                     && sealed.record.next == *next
-                    && exported(ledger, At::Round(*round))? == self.exports[&next.root]
+                    && self.has_bits(ledger, *round, *next)?
+            }
+            Fact::Collected => {
+                let found = tree(&*ledger.place().files, &self.fixture.root())?;
+                // A power cut may bring back what another gc, which was killed, had removed.
+                let back = |(path, digest): &(&PathBuf, &Digest)| {
+                    self.end.get(*path) != Some(digest) && self.start.get(*path) != Some(digest)
+                };
+                let there = self.end.keys().all(|path| found.contains_key(path));
+                there && !found.iter().any(|file| back(&file))
             }
         };
         if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
     }
+}
+
+impl LedgerScenario<'_> {
+    /// Whether a sealed state is exported as ever, or folded again to the same root if it was dropped.
+    fn has_bits(&self, ledger: &Ledger, round: u64, next: ManifestId) -> Result<bool, Failed> {
+        if Kept::load(ledger)?.has(next) {
+            return Ok(exported(ledger, At::Round(round))? == self.exports[&next.root]);
+        }
+        let options = ReplayOptions { rounds: round..=round, tensor: None, fold: one_thread() };
+        let report = replay(ledger, &options, &Silent)?;
+        Ok(report.rounds.iter().map(|r| r.next).eq([next]))
+    }
+}
+
+/// Every file below a directory, by its digest.
+fn tree(files: &dyn Files, below: &Path) -> Result<Tree, Failed> {
+    let mut found = Tree::new();
+    for name in files.list(below)? {
+        let path = below.join(name);
+        match read_whole(files, &path, u64::MAX) {
+            Ok(bytes) => drop(found.insert(path, Digest::of(&bytes))),
+            Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+                found.extend(tree(files, &path)?);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(found)
 }
 
 fn kind(outcome: &Outcome) -> &'static str {
@@ -373,6 +506,13 @@ impl Scenario for LedgerScenario<'_> {
         for step in &self.steps {
             self.fixture.step(step, &self.fixture.root(), &files, facts)?;
         }
+        // A gc comes to the same files, whatever was cut before.
+        if let (Some(Step::Gc(_)), false) = (self.steps.last(), self.end.is_empty()) {
+            let found = tree(&*files, &self.fixture.root())?;
+            let names: BTreeSet<_> = found.keys().chain(self.end.keys()).collect();
+            let other = names.into_iter().find(|name| found.get(*name) != self.end.get(*name));
+            return other.map_or(Ok(()), |name| Err(format!("not the same: {name:?}").into()));
+        }
         Ok(())
     }
 
@@ -398,6 +538,11 @@ impl Scenario for LedgerScenario<'_> {
             opened => opened?,
         };
         fsck(&ledger, one_thread(), &Silent)?;
+        // A delta lies there as a whole, or an import would take a part of one for all of it.
+        let (files, root) = (&*ledger.place().files, &self.fixture.root());
+        for delta in place::all(files, root, place::Kind::Delta)? {
+            DeltaSegments::open(files, &delta)?;
+        }
         for fact in self.known.iter().chain(facts) {
             self.fact(&ledger, fact)?;
         }
@@ -417,15 +562,23 @@ impl Scenario for LedgerScenario<'_> {
     }
 
     fn lasting(&self, facts: Vec<Fact>) -> Vec<Fact> {
-        let ours = |fact: &Fact| !matches!(fact, Fact::Run(_));
-        facts.into_iter().filter(|fact| !self.known.is_empty() || ours(fact)).collect()
+        let ours = |fact: &Fact| match fact {
+            Fact::Run(_) => !self.known.is_empty(),
+            Fact::Rotated { .. } => self.same_heads(),
+            _ => true,
+        };
+        facts.into_iter().filter(ours).collect()
     }
 
-    fn record(&self) -> Option<PathBuf> {
-        Some(self.fixture.root().join("keys/log.key.heads"))
+    fn records(&self) -> Vec<PathBuf> {
+        ["log.key.heads", "log-1.key.heads"]
+            .map(|name| self.fixture.root().join("keys").join(name))
+            .to_vec()
     }
 
     fn same_heads(&self) -> bool {
-        !self.known.is_empty()
+        let rotates = self.steps.iter().any(|step| matches!(step, Step::Rotate));
+        let next = self.fixture.root().join("keys/log-1.key");
+        !self.known.is_empty() && (!rotates || self.base.files().contains_key(&next))
     }
 }

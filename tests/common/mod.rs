@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod memfs;
 pub mod model;
 pub mod scenario;
+pub mod signed;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
 pub fn golden() -> PathBuf {

@@ -51,9 +51,9 @@ pub trait Scenario {
         facts
     }
 
-    /// Where the size and root of a head are recorded before it is published.
-    fn record(&self) -> Option<PathBuf> {
-        None
+    /// Where the size and root of a head are recorded before it is published: a file a key.
+    fn records(&self) -> Vec<PathBuf> {
+        vec![]
     }
 
     /// Whether every run publishes the same heads: false if it makes a key.
@@ -147,7 +147,7 @@ struct Seen {
 struct Watch {
     inner: Arc<dyn Files>,
     disk: MemFs,
-    record: Option<PathBuf>,
+    records: Vec<PathBuf>,
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -161,9 +161,13 @@ fn parse_head(bytes: &[u8]) -> Option<Head> {
 impl Watch {
     fn published(&self, head: Head) {
         let mut seen = self.seen.lock().expect("no panic while it is held");
-        if let Some(record) = &self.record
-            && let Err(why) = self.recorded(record, &head)
-        {
+        // By whichever key it is signed.
+        let whys: Result<Vec<String>, ()> = self
+            .records
+            .iter()
+            .map(|record| self.recorded(record, &head).err().ok_or(()))
+            .collect();
+        if let Some(why) = whys.ok().and_then(|whys| whys.into_iter().next()) {
             seen.wrong.push(format!("{head:?} was published and {why}"));
         }
         seen.heads.push(head);
@@ -266,8 +270,8 @@ struct Accident {
 
 impl<S: Scenario> Run<'_, S> {
     fn open(&self, disk: &MemFs, seen: &Arc<Mutex<Seen>>) -> Arc<dyn Files> {
-        let (inner, record) = ((self.door)(disk.handle()), self.scenario.record());
-        Arc::new(Watch { inner, disk: disk.clone(), record, seen: seen.clone() })
+        let (inner, records) = ((self.door)(disk.handle()), self.scenario.records());
+        Arc::new(Watch { inner, disk: disk.clone(), records, seen: seen.clone() })
     }
 
     /// One life: the command with a fault, then all that must hold.

@@ -19,6 +19,7 @@ use crate::{
     merkle::{
         head::{HeadError, TreeHead},
         note::{self, LogKey, VerifierKey},
+        rotation::Rotation,
     },
     store::files::{Files, read_whole, write_whole},
     types::{digest::Digest, json},
@@ -254,6 +255,8 @@ impl HeadGuard {
 /// Signs the heads of one log: the only way to a signature leads past the guard.
 pub struct HeadSigner {
     key: LogKey,
+    /// Keys that signed the log's heads before this one took over.
+    past: Vec<VerifierKey>,
     guard: Arc<HeadGuard>,
 }
 
@@ -269,9 +272,30 @@ impl HeadSigner {
             return Err(GuardError::Text { origin });
         }
         match LogKey::from_seed(&origin, seed.as_bytes()) {
-            Ok(key) => Ok(Self { key, guard }),
+            Ok(key) => Ok(Self { key, past: Vec::new(), guard }),
             Err(source) => Err(GuardError::Name { origin, source }),
         }
+    }
+
+    /// The signer of a log whose published head may still be one that `past` signed.
+    pub fn after(self, past: Vec<VerifierKey>) -> Self {
+        Self { past, ..self }
+    }
+
+    /// The head in a published note, and whether this key signed it, not one before it.
+    ///
+    /// # Errors
+    ///
+    /// [`HeadError`] if none of them did.
+    pub fn open(&self, note: &[u8]) -> Result<(TreeHead, bool), HeadError> {
+        let ours = TreeHead::open(note, self.verifier()).map(|head| (head, true));
+        let before = |_| Ok((TreeHead::open_by_any(note, &self.past)?, false));
+        if self.past.is_empty() { ours } else { ours.or_else(before) }
+    }
+
+    /// This key's signature of a hand-over from it or to it.
+    pub fn sign_rotation(&self, rotation: &Rotation) -> [u8; 64] {
+        rotation.sign(&self.key)
     }
 
     /// The log's name.

@@ -12,13 +12,17 @@ use std::{
     fmt,
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use zeroize::Zeroizing;
 
 use self::heads::HeadGuard;
-use super::files::{Files, create_dir_durable};
+use super::{
+    StoreError,
+    files::{Files, create_dir_durable},
+};
 
 /// What a key file starts with: its format and version.
 const TAG: &str = "gradledger-log-key/1 ";
@@ -144,6 +148,23 @@ pub fn load(files: &dyn Files, path: &Path) -> Result<LogSeed, KeyError> {
     parse(&*line).ok_or_else(malformed)
 }
 
+/// The key at `path` and the record of what it signed; both are made if there is no key.
+///
+/// One that is there is used, be it of a command that was killed or the operator's own.
+///
+/// # Errors
+///
+/// As [`load`] and [`create`]; [`heads::GuardError`] if the record cannot be used.
+pub fn load_or_create(
+    files: &Arc<dyn Files>,
+    path: &Path,
+) -> Result<(LogSeed, Arc<HeadGuard>), StoreError> {
+    let there = files.exists(path);
+    let there = there.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let seed = if there { load(&**files, path)? } else { create(&**files, path)? };
+    Ok((seed, Arc::new(HeadGuard::open(files.clone(), path)?)))
+}
+
 /// The seed in a key file's one line.
 fn parse(line: &[u8]) -> Option<LogSeed> {
     let text = line.strip_prefix(TAG.as_bytes())?.strip_suffix(b"\n")?;
@@ -202,7 +223,7 @@ mod tests {
         assert_eq!(load(&Disk, &path).unwrap().as_bytes(), seed.as_bytes());
         assert!(matches!(create(&Disk, &path), Err(KeyError::Exists { .. })));
         assert_eq!(load(&Disk, &path).unwrap().as_bytes(), seed.as_bytes());
-        HeadGuard::open(std::sync::Arc::new(Disk), &path).unwrap();
+        HeadGuard::open(Arc::new(Disk), &path).unwrap();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{ops::Range, path::Path, sync::Arc, vec};
 
 use super::{
-    LogError,
+    LogError, TreeState,
     dir::{LogDir, Part},
 };
 use crate::{
@@ -48,6 +48,22 @@ impl LogReader {
         Ok(Self { dir, head, note })
     }
 
+    /// Opens the log in `dir` at the tree that is committed, of which no head may be published yet.
+    ///
+    /// For a writer, which has to know what the log says before it signs it. It has no note.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Absent`] if there is no log; [`LogError::State`] if its state cannot be read.
+    pub fn open_committed(files: Arc<dyn Files>, dir: &Path) -> Result<Self, LogError> {
+        let dir = LogDir { files, path: dir.to_owned() };
+        let TreeState { origin, root, size, .. } = dir.read_state()?;
+        if size > LEAVES_MAX {
+            return Err(LogError::Size { path: dir.state_path(), size });
+        }
+        Ok(Self { dir, head: TreeHead { origin, size, root }, note: Vec::new() })
+    }
+
     /// The published head.
     pub fn head(&self) -> &TreeHead {
         &self.head
@@ -69,7 +85,16 @@ impl LogReader {
     ///
     /// [`LogError::Head`].
     pub fn verify_head(&self, key: &VerifierKey) -> Result<(), LogError> {
-        match TreeHead::open(&self.note, key) {
+        self.verify_head_by(std::slice::from_ref(key))
+    }
+
+    /// Checks that one of `keys` signed the head.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Head`].
+    pub fn verify_head_by(&self, keys: &[VerifierKey]) -> Result<(), LogError> {
+        match TreeHead::open_by_any(&self.note, keys) {
             Ok(_) => Ok(()),
             Err(source) => Err(LogError::Head { path: self.dir.head_path(), source }),
         }

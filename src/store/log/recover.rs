@@ -20,7 +20,7 @@ impl LogWriter {
     ///
     /// The tree that `tree-state` commits is believed once the tiles give its root, and every head
     /// that was signed or published leads to it. Its head is signed and published anew if that is
-    /// missing or older. What lies beyond it is of a batch that was never committed, and is removed,
+    /// missing, older, or signed by a key that the signer's took over from. What lies beyond it is of a batch that was never committed, and is removed,
     /// as are partial files that wider ones replaced.
     ///
     /// # Errors
@@ -38,10 +38,10 @@ impl LogWriter {
         remove_torn(&dir)?;
         let (tiler, tail) = load_edge(&dir, &state)?;
         let published = read_published(&dir, &signer)?;
-        check_past(&dir, &state, &signer, published.as_ref().map(|(head, _)| head))?;
+        check_past(&dir, &state, &signer, published.as_ref().map(|p| &p.head))?;
         let mut log = Self::at(dir.clone(), signer, tiler, tail);
         match published {
-            Some((head, note)) if head.size == state.size => log.keep_published(note)?,
+            Some(p) if p.ours && p.head.size == state.size => log.keep_published(p.note)?,
             _ => log.publish()?,
         }
         sweep(&dir, state.size)?;
@@ -98,19 +98,25 @@ fn read_committed(dir: &LogDir, part: Part) -> Result<Found, LogError> {
     Ok(Found { part, bytes })
 }
 
-/// The published head, which our key must have signed; none if a crash came before it.
-fn read_published(
-    dir: &LogDir,
-    signer: &HeadSigner,
-) -> Result<Option<(TreeHead, Vec<u8>)>, LogError> {
+/// The published head.
+struct Published {
+    head: TreeHead,
+    note: Vec<u8>,
+    /// Whether our key signed it, not one that it took over from.
+    ours: bool,
+}
+
+/// The published head, which our key or one before it must have signed; none if a crash came before
+/// it.
+fn read_published(dir: &LogDir, signer: &HeadSigner) -> Result<Option<Published>, LogError> {
     let note = match dir.read_head() {
         Ok(note) => note,
         Err(LogError::Absent { .. }) => return Ok(None),
         Err(error) => return Err(error),
     };
-    let head = TreeHead::open(&note, signer.verifier())
-        .map_err(|source| LogError::Head { path: dir.head_path(), source })?;
-    Ok(Some((head, note)))
+    let (head, ours) =
+        signer.open(&note).map_err(|source| LogError::Head { path: dir.head_path(), source })?;
+    Ok(Some(Published { head, note, ours }))
 }
 
 /// Checks that what was published and signed before leads to the committed tree.

@@ -76,6 +76,33 @@ impl LogWriter {
         Self { dir, signer, tiler, tail, dirs, note: vec![], published: 0, broken: false }
     }
 
+    /// Appends one entry as [`Self::append`] does; heads that hold it are signed by `signer`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::append`]. The old key signs nothing more, whatever came of it.
+    pub fn append_rotation(&mut self, entry: &[u8], signer: HeadSigner) -> Result<u64, LogError> {
+        check_lengths(&[entry])?;
+        self.signer = signer;
+        Ok(self.append(&[entry])?.start)
+    }
+
+    /// Publishes the head anew, signed by `signer`, which takes over.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError`]; the writer refuses to go on then.
+    pub fn hand_over(&mut self, signer: HeadSigner) -> Result<(), LogError> {
+        if self.broken {
+            return Err(LogError::Broken { path: self.dir.path.clone() });
+        }
+        self.broken = true;
+        self.signer = signer;
+        self.publish()?;
+        self.broken = false;
+        Ok(())
+    }
+
     /// Appends a batch of entries, each of 1 to 65,535 bytes, and gives their indices.
     ///
     /// When this returns, they are durable and the head that contains them is published. After a
@@ -209,6 +236,11 @@ impl LogWriter {
     /// The log's name.
     pub fn origin(&self) -> &str {
         self.signer.origin()
+    }
+
+    /// What signs its heads.
+    pub fn signer(&self) -> &HeadSigner {
+        &self.signer
     }
 
     /// The key that verifies its heads.

@@ -1,0 +1,166 @@
+//! Which states of a ledger are kept: by the policy, and by its own record of what was dropped.
+//!
+//! The genesis and the newest state are always kept, and whatever a kept state shares with a dropped
+//! one. A dropped state is folded again from the last kept one before it.
+
+use std::{collections::BTreeSet, fmt, num::NonZeroU64};
+
+use serde::Serialize;
+
+use crate::{
+    store::{StoreError, retention::Retention},
+    types::{digest::Digest, manifest::ManifestId},
+};
+
+use super::{At, Ledger, LedgerError};
+
+/// A state, as reports name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct StateName {
+    /// The round it is after; null for the genesis.
+    pub round: Option<u64>,
+    /// Root of its manifest.
+    pub root: Digest,
+}
+
+impl fmt::Display for StateName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.round {
+            Some(round) => write!(f, "the state after round {round}"),
+            None => f.write_str("the genesis"),
+        }
+    }
+}
+
+/// The states of a ledger that are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kept {
+    roots: BTreeSet<Digest>,
+    /// Per sealed round, whether the state after it is kept.
+    after: Vec<bool>,
+    /// Per sealed round, the last round at or before it whose base is kept.
+    starts: Vec<usize>,
+}
+
+impl Kept {
+    /// What is kept by the ledger's own record. It is not looked whether it is there.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Store`] if the record cannot be read.
+    pub fn load(ledger: &Ledger) -> Result<Self, LedgerError> {
+        let retention = Retention::load(ledger.place()).map_err(StoreError::from)?;
+        Ok(Self::of(ledger, |position| {
+            !retention.has_dropped(ledger.sealed()[position].record.round)
+        }))
+    }
+
+    /// What is still kept if of these only every `keep_every`-th state is, counted from the genesis.
+    pub fn thinned(&self, ledger: &Ledger, keep_every: NonZeroU64) -> Self {
+        Self::of(ledger, |position| {
+            self.after[position] && (position as u64 + 1).is_multiple_of(keep_every.get())
+        })
+    }
+
+    fn of(ledger: &Ledger, keeps: impl Fn(usize) -> bool) -> Self {
+        let sealed = ledger.sealed();
+        let kept = (0..sealed.len()).filter(|&position| keeps(position));
+        let roots: BTreeSet<Digest> = kept
+            .map(|position| sealed[position].record.next.root)
+            .chain([ledger.genesis().model.root, ledger.newest().root])
+            .collect();
+        // Rounds that came to the same state are one state: it is kept if one of them keeps it.
+        let after = sealed.iter().map(|s| roots.contains(&s.record.next.root)).collect();
+        let mut start = 0;
+        let starts = (0..sealed.len())
+            .map(|position| {
+                if roots.contains(&sealed[position].record.base.root) {
+                    start = position;
+                }
+                start
+            })
+            .collect();
+        Self { roots, after, starts }
+    }
+
+    /// Whether the state `id` is kept.
+    pub fn has(&self, id: ManifestId) -> bool {
+        self.roots.contains(&id.root)
+    }
+
+    /// Whether the state after the round at `position` is kept.
+    pub fn has_after(&self, position: usize) -> bool {
+        self.after[position]
+    }
+
+    /// Number of distinct states that are kept, the genesis among them.
+    pub fn count(&self) -> usize {
+        self.roots.len()
+    }
+
+    /// Where a replay of the round at `position` starts: the last round at or before it whose base
+    /// is kept.
+    pub fn start(&self, position: usize) -> usize {
+        self.starts[position]
+    }
+
+    /// First and last round of each run of rounds whose states are not kept.
+    pub fn dropped(&self, ledger: &Ledger) -> Vec<[u64; 2]> {
+        let positions = (0..self.after.len()).filter(|&position| !self.after[position]);
+        runs(positions)
+            .map(|[first, last]| [first, last].map(|at| ledger.sealed()[at].record.round))
+            .collect()
+    }
+
+    /// The state at `at`, or what there is in its place if it was dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::Dropped`]; [`LedgerError::NoRound`].
+    pub fn require(&self, ledger: &Ledger, at: At) -> Result<ManifestId, LedgerError> {
+        let id = ledger.state(at)?;
+        let At::Round(round) = at else { return Ok(id) };
+        if self.has(id) {
+            return Ok(id);
+        }
+        let position = ledger.position(round)?;
+        let after = (position..self.after.len()).find(|&at| self.after[at]);
+        let after = after.expect("the newest state is kept");
+        Err(LedgerError::Dropped {
+            round,
+            before: base_name(ledger, self.start(position)),
+            after: ledger.sealed()[after].record.round,
+        })
+    }
+}
+
+/// The state that the round at `position` starts from.
+pub fn base_name(ledger: &Ledger, position: usize) -> StateName {
+    let round = position.checked_sub(1).map(|before| ledger.sealed()[before].record.round);
+    StateName { round, root: ledger.sealed()[position].record.base.root }
+}
+
+/// First and last of each run of consecutive numbers; `numbers` ascend.
+pub fn runs(numbers: impl Iterator<Item = usize>) -> impl Iterator<Item = [usize; 2]> {
+    let mut numbers = numbers.peekable();
+    std::iter::from_fn(move || {
+        let first = numbers.next()?;
+        let mut last = first;
+        while let Some(next) = numbers.next_if_eq(&(last + 1)) {
+            last = next;
+        }
+        Some([first, last])
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::runs;
+
+    #[test]
+    fn runs_are_of_consecutive_numbers() {
+        let found: Vec<_> = runs([0, 1, 2, 5, 7, 8].into_iter()).collect();
+        assert_eq!(found, [[0, 2], [5, 5], [7, 8]]);
+        assert_eq!(runs([].into_iter()).next(), None);
+    }
+}
