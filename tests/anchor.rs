@@ -26,7 +26,7 @@ use gradledger::{
         writer::LedgerWriter,
     },
     store::{anchors, files::Disk},
-    types::{digest::Digest, progress::Silent, rule::Dialect},
+    types::{digest::Digest, json, progress::Silent, rule::Dialect},
 };
 use gradledger_anchor::{
     commitment::Field,
@@ -532,4 +532,29 @@ fn a_text_file_is_a_place_too() {
     ));
     let (code, _, error) = gradledger(&["anchor"], &[&run.path()]);
     assert_eq!(code, Some(2), "{error}");
+}
+
+/// `schema/vectors/anchor.json`: a receipt with all that one can have. `GRADLEDGER_WRITE_VECTORS=1`
+/// writes it if it is missing.
+#[test]
+fn the_vector_is_a_receipt_that_holds() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("schema/vectors/anchor.json");
+    let chain = TestChain::new();
+    if std::env::var_os("GRADLEDGER_WRITE_VECTORS").is_some() && !path.exists() {
+        let run = ledger(1);
+        put(&run, &chain).unwrap();
+        let mut receipt = receipt(&run, 2);
+        chain.blocks(2);
+        chain.justify(subtensor(&mut receipt));
+        fs::write(&path, json::to_vec(&receipt)).unwrap();
+    }
+    let mut receipt: Receipt = json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let known = chain.authorities();
+    let trust = AnchorTrust { authorities: Some(&known), ..trust(&chain) };
+    let view = judge(None, &receipt, trust).unwrap();
+    assert_eq!((view.size, view.set_in), (2, 5));
+    assert_eq!((view.finality, view.relation), (Finality::Justified, Relation::NotCompared));
+    assert_eq!(view.sightings.len(), 2);
+    subtensor(&mut receipt).state.nodes.pop();
+    assert!(judge(None, &receipt, trust).is_err());
 }

@@ -192,7 +192,8 @@ impl Node {
         let hash = self.rpc.chain_get_finalized_head().await.map_err(node_error)?;
         let header = self.rpc.chain_get_header(Some(hash)).await.map_err(node_error)?;
         let header = header.ok_or_else(|| node_error("the final block has no header"))?;
-        Ok(BlockId { number: header.number, hash: Hash32(hash.0) })
+        let number = header.number.try_into().map_err(node_error)?;
+        Ok(BlockId { number, hash: Hash32(hash.0) })
     }
 
     async fn hash_of(&self, number: u32) -> Result<H256, ChainError> {

@@ -47,6 +47,7 @@ pub enum CliError {
     NotEmpty { path: std::path::PathBuf },
     #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
     AnchorWhere,
+    #[cfg(not(feature = "chain"))]
     #[error("this build knows no chain: build it with `cargo build --release --features chain`")]
     NoChain,
     #[error("{path}: {source}")]
@@ -76,7 +77,9 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
-        CliError::AnchorWhere | CliError::NoChain => USAGE,
+        #[cfg(not(feature = "chain"))]
+        CliError::NoChain => USAGE,
+        CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
