@@ -14,6 +14,8 @@
 //! Warm: its files were read before. Cold: the page cache was dropped before, which takes root.
 //! What a step writes it also syncs, warm or cold.
 
+#[path = "../tools/record.rs"]
+mod record;
 #[path = "../tools/synthetic.rs"]
 mod synthetic;
 #[path = "../tools/watch.rs"]
@@ -24,7 +26,6 @@ use std::{
     io::{self, Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
-    thread,
     time::Instant,
 };
 
@@ -545,44 +546,18 @@ fn print_table(rows: &[Row], limited: &[Limited]) {
 
 /// Writes the medians to `benches/record/`.
 fn record(args: &Args, rows: &[Row]) -> io::Result<()> {
-    let (date, commit, machine) =
-        (said(&["date", "+%F"]), said(&["git", "rev-parse", "--short", "HEAD"]), machine());
-    let name: String = machine.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("benches/record")
-        .join(format!("steps-{date}-{}.csv", name.to_lowercase()));
-    let mut text = "date,commit,machine,bench,median,unit\n".to_owned();
     let (fraction, miners) = (args.fraction, args.miners);
+    let mut lines = Vec::new();
     for row in rows {
         let cache = format!("{:?}", row.cache).to_lowercase();
-        let bench = format!("steps/{fraction}-layer/{miners}-miners/{cache}/{}", row.step.name());
+        let bench = format!("{fraction}-layer/{miners}-miners/{cache}/{}", row.step.name());
         let values = [
             ("wall", row.median_wall_seconds, "s"),
             ("cpu", row.cpu_seconds, "s"),
             ("floor", row.median_floor_seconds, "s"),
             ("anonymous", row.anonymous_bytes as f64 / MIB, "MiB"),
         ];
-        for (what, value, unit) in values {
-            text += &format!("{date},{commit},{machine},{bench}/{what},{value:.3},{unit}\n");
-        }
+        lines.extend(values.map(|(what, value, unit)| (format!("{bench}/{what}"), value, unit)));
     }
-    fs::write(&path, text)?;
-    eprintln!("recorded in {}", path.display());
-    Ok(())
-}
-
-/// The processor's name and how many cores there are.
-fn machine() -> String {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    let name = name.map_or("unknown", |(_, name)| name).replace("(R)", "");
-    let cores = thread::available_parallelism().map_or(1, usize::from);
-    format!("{} {cores} cores", name.replace(',', " "))
-}
-
-/// The first line that a command prints.
-fn said(command: &[&str]) -> String {
-    let output = Command::new(command[0]).args(&command[1..]).output();
-    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
-    text.lines().next().unwrap_or("unknown").to_owned()
+    record::write("steps", &lines)
 }

@@ -83,6 +83,36 @@ fn a_rotation_survives() {
     survives(&LedgerScenario::on(&fixture, "rotation and seal", disk, known, &steps));
 }
 
+/// Before and after a round, so that one life finds what another left on the chain.
+#[test]
+fn an_anchor_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Anchor, Step::Seal(ROUNDS[0]), Step::Anchor];
+    survives(&LedgerScenario::new(&fixture, "anchor", &before, &steps));
+}
+
+/// Four statements of three miners, one of them twice: a second delta and a copied one among them.
+/// All enter the log, in one commit; the deltas are stored before.
+fn batch() -> Step {
+    Step::Submit(1, vec![(1, 1), (2, 2), (1, 1), (1, 3), (3, 2)])
+}
+
+#[test]
+fn submit_survives() {
+    let fixture = Fixture::new();
+    survives(&LedgerScenario::new(&fixture, "submit", &[Step::InitNative], &[batch()]));
+}
+
+#[test]
+fn a_second_batch_and_the_seal_survive() {
+    let fixture = Fixture::new();
+    let again = Step::Submit(1, vec![(2, 2), (3, 4)]);
+    let before = [Step::InitNative, batch()];
+    let steps = [again, Step::Seal(1), Step::Submit(2, vec![(3, 1)])];
+    survives(&LedgerScenario::new(&fixture, "submit and seal", &before, &steps));
+}
+
 /// Three sealed rounds, a fourth state that a seal left whose record was not committed, and a delta
 /// that no statement names.
 fn to_collect(fixture: &Fixture) -> LedgerScenario<'_> {

@@ -18,12 +18,12 @@ use std::{
 
 use common::{
     Random,
-    ledger::{Fixture, ROUNDS, Step},
+    ledger::{Fixture, ROUNDS, Step, holds},
     model::all_files,
     signed::{SignedRun, document},
 };
 use gradledger::{
-    ledger::{At, Ledger, fsck::fsck, retention::Kept, seal::FoldOptions},
+    ledger::{At, Ledger, fsck::fsck, retention::Kept, seal::FoldOptions, submit::Receipt},
     store::files::{Disk, Files, ReadFile, WriteFile},
     types::progress::Silent,
 };
@@ -48,20 +48,25 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             }
             add("--json");
         }
+        Step::InitNative => {
+            add("init LEDGER --run crash --origin crash.invalid/ledger --rule native --lr 0.4");
+            add("--chunk 8 --top-k 4 --bins 4 --checkpoint CHECKPOINT --miners MINERS");
+        }
+        Step::Submit(round, sent) => {
+            let [(miner, delta)] = sent[..] else { unreachable!("a command submits one") };
+            add(&format!("submit LEDGER DELTA{delta} --round {round} --key KEY{miner} --json"));
+        }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
+        Step::Anchor => add("anchor LEDGER --file CHAIN --json"),
         Step::Rotate => add("log rotate-key LEDGER --json"),
         Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
         Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
-        match word.as_str() {
-            "LEDGER" => *word = path(ledger),
-            "CHECKPOINT" => *word = path(&fixture.checkpoint()),
-            other => {
-                if let Some(round) = other.strip_prefix("GRADIENTS") {
-                    *word = path(&fixture.gradients(round.parse().unwrap()));
-                }
-            }
+        match fixture.place(word) {
+            _ if word == "LEDGER" => *word = path(ledger),
+            Some(named) => *word = path(&named),
+            None => {}
         }
     }
     all
@@ -100,39 +105,86 @@ fn copy_all(from: &Path, to: &Path) {
     }
 }
 
-/// Statements as they are acknowledged: index and uid.
-fn statements(report: &Value) -> Vec<(u64, u64)> {
-    let file = |file: &Value| (file["index"].as_u64().unwrap(), file["uid"].as_u64().unwrap());
-    report["files"].as_array().unwrap().iter().map(file).collect()
-}
-
-fn check_statements(ledger: &Ledger, acknowledged: &[(u64, u64)]) {
-    for (index, uid) in acknowledged {
-        let found = ledger.submissions(*index..*index + 1).unwrap();
-        assert_eq!(found[0].1.miner().uid().map(u64::from), Some(*uid), "statement {index}");
-    }
+/// How many kills there are in all, half of them in each kind of run.
+fn kills() -> u64 {
+    std::env::var("GRADLEDGER_CRASH_KILLS").map_or(40, |n| n.parse().unwrap()) / 2
 }
 
 #[test]
-fn a_kill_at_any_moment_loses_nothing() {
-    let kills = std::env::var("GRADLEDGER_CRASH_KILLS").map_or(40, |n| n.parse().unwrap());
-    let seed = 9;
+fn a_kill_at_any_moment_of_import_seal_and_gc_loses_nothing() {
+    let round = |round| [Step::import(round), Step::Seal(round)];
+    let mut steps = [round(ROUNDS[0]), round(ROUNDS[1])].concat();
+    steps.push(Step::Gc(5));
+    kill_each(9, &Step::Init, &steps);
+}
+
+#[test]
+fn a_kill_at_any_moment_of_submit_and_seal_loses_nothing() {
+    let submit = |round, miner, delta| Step::Submit(round, vec![(miner, delta)]);
+    let steps = [
+        submit(1, 1, 1),
+        submit(1, 2, 2),
+        submit(1, 3, 2),
+        Step::Seal(1),
+        submit(2, 3, 4),
+        submit(2, 1, 1),
+        Step::Seal(2),
+    ];
+    kill_each(10, &Step::InitNative, &steps);
+}
+
+/// What a ledger said is in its submissions log.
+#[derive(Clone)]
+enum Acknowledged {
+    /// An imported file: index and uid.
+    Statement(u64, u64),
+    /// A signed delta.
+    Receipt(Box<Receipt>),
+}
+
+impl Acknowledged {
+    fn all(report: &Value) -> Vec<Self> {
+        if let Ok(receipt) = serde_json::from_value(report["receipt"].clone()) {
+            return vec![Self::Receipt(Box::new(receipt))];
+        }
+        let number = |value: &Value| value.as_u64().unwrap();
+        let file = |file: &Value| Self::Statement(number(&file["index"]), number(&file["uid"]));
+        report["files"].as_array().unwrap().iter().map(file).collect()
+    }
+
+    fn check(&self, ledger: &Ledger) {
+        match self {
+            Self::Statement(index, uid) => {
+                let found = ledger.submissions(*index..*index + 1).unwrap();
+                assert_eq!(found[0].1.miner().uid().map(u64::from), Some(*uid), "{index}");
+            }
+            Self::Receipt(receipt) => assert!(holds(ledger, receipt).unwrap(), "{receipt:?}"),
+        }
+    }
+
+    /// The same, whatever head it was proven under.
+    fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Statement(a, b), Self::Statement(c, d)) => (a, b) == (c, d),
+            (Self::Receipt(a), Self::Receipt(b)) => {
+                (a.index, a.statement) == (b.index, b.statement)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Runs `steps` again and again, each killed at some moment and then repeated.
+fn kill_each(seed: u64, init: &Step, steps: &[Step]) {
     println!("seed {seed}");
-    let (fixture, mut random) = (Fixture::new(), Random(seed));
+    let (kills, fixture, mut random) = (kills(), Fixture::new(), Random(seed));
     let work = tempfile::tempdir().unwrap();
     let (ready, ledger) = (work.path().join("ready"), work.path().join("ledger"));
-    succeeds(&fixture, &Step::Init, &ready);
-    let steps = [
-        Step::import(ROUNDS[0]),
-        Step::Seal(ROUNDS[0]),
-        Step::import(ROUNDS[1]),
-        Step::Seal(ROUNDS[1]),
-        Step::Gc(5),
-    ];
+    succeeds(&fixture, init, &ready);
     // How long each takes undisturbed, and what comes of it.
     copy_all(&ready, &ledger);
     let mut undisturbed = vec![];
-    for step in &steps {
+    for step in steps {
         let start = Instant::now();
         let output = succeeds(&fixture, step, &ledger);
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -140,7 +192,7 @@ fn a_kill_at_any_moment_loses_nothing() {
     }
     let (mut killed, mut done_before, mut at) = (0, 0, steps.len());
     let mut collected = 0;
-    let mut acknowledged = vec![];
+    let mut acknowledged: Vec<Acknowledged> = vec![];
     while killed < kills {
         assert!(done_before < 10 * kills, "commands are done before they are killed");
         if at == steps.len() {
@@ -166,17 +218,6 @@ fn a_kill_at_any_moment_loses_nothing() {
         // What was printed before the kill was acknowledged.
         let said: Option<Value> = serde_json::from_slice(&output.stdout).ok();
         match step {
-            Step::Import(..) => {
-                acknowledged.extend(said.iter().flat_map(statements));
-                check_statements(&opened, &acknowledged);
-                // Half of the time it is killed again before it is done.
-                if random.below(2) == 0 {
-                    continue;
-                }
-                succeeds(&fixture, step, &ledger);
-                acknowledged.extend(statements(expected));
-                check_statements(&in_order(&ledger), &acknowledged);
-            }
             Step::Seal(round) => {
                 let sealed = opened.position(*round).is_ok();
                 assert!(sealed || said.is_none(), "round {round} was acknowledged and is lost");
@@ -202,7 +243,21 @@ fn a_kill_at_any_moment_loses_nothing() {
                 assert_eq!(Kept::load(&opened).unwrap().dropped(&opened), [[ROUNDS[0]; 2]]);
                 collected += 1;
             }
-            _ => {}
+            _ => {
+                acknowledged.extend(said.iter().flat_map(Acknowledged::all));
+                acknowledged.iter().for_each(|fact| fact.check(&opened));
+                // Half of the time it is killed again before it is done.
+                if random.below(2) == 0 {
+                    continue;
+                }
+                let again: Value =
+                    serde_json::from_slice(&succeeds(&fixture, step, &ledger).stdout).unwrap();
+                let (again, expected) = (Acknowledged::all(&again), Acknowledged::all(expected));
+                assert!(again.iter().zip(&expected).all(|(a, b)| a.same(b)));
+                acknowledged.extend(again);
+                let opened = in_order(&ledger);
+                acknowledged.iter().for_each(|fact| fact.check(&opened));
+            }
         }
         at += 1;
     }
@@ -305,11 +360,16 @@ fn no_space_left_loses_nothing_and_goes_on_when_there_is_some() {
     let _mount = Mount(small.clone());
     let (ledger, ballast) = (small.join("ledger"), small.join("ballast"));
     let (mut refused, mut done) = (0, 0);
-    for step in [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])] {
+    let imported = [Step::Init, Step::import(ROUNDS[0]), Step::Seal(ROUNDS[0])];
+    let submitted = [Step::InitNative, Step::Submit(1, vec![(1, 1)]), Step::Seal(1)];
+    for step in imported.iter().chain(&submitted) {
+        if matches!(step, Step::InitNative) {
+            fs::remove_dir_all(&ledger).unwrap();
+        }
         // A little more room each time, until the step fits: the last time it is there.
         for pages in 0.. {
             fill(&ballast, pages);
-            let output = program(&fixture, &step, &ledger).output().unwrap();
+            let output = program(&fixture, step, &ledger).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
             if output.status.success() {
                 done += 1;
@@ -317,7 +377,7 @@ fn no_space_left_loses_nothing_and_goes_on_when_there_is_some() {
             }
             assert_eq!(output.status.code(), Some(1), "{step:?}: {said}");
             assert!(said.contains("No space left on device"), "{step:?}: {said}");
-            if !matches!(step, Step::Init) {
+            if !matches!(step, Step::Init | Step::InitNative) {
                 in_order(&ledger);
             }
             refused += 1;
@@ -456,18 +516,24 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
         println!("skipped: strace is not here, or not permitted");
         return;
     }
-    let fixture = Fixture::new();
-    let steps = [
+    let submit = |miner, delta| Step::Submit(1, vec![(miner, delta)]);
+    calls_are_seen(&[
         Step::Init,
         Step::import(ROUNDS[0]),
         Step::Seal(ROUNDS[0]),
         Step::import(ROUNDS[1]),
         Step::Seal(ROUNDS[1]),
         Step::Gc(5),
-    ];
+    ]);
+    calls_are_seen(&[Step::InitNative, submit(1, 1), submit(2, 1), submit(1, 1), Step::Seal(1)]);
+}
+
+/// Traces the program's calls in `steps`, and compares them with what the trait saw of them.
+fn calls_are_seen(steps: &[Step]) {
+    let fixture = Fixture::new();
     let recorder = Recorder::default();
     let files: Arc<dyn Files> = Arc::new(recorder.clone());
-    for step in &steps {
+    for step in steps {
         fixture.step(step, &fixture.root(), &files, &mut vec![]).unwrap();
     }
     let (calls, bytes) = std::mem::take(&mut *recorder.0.lock().unwrap());
@@ -480,7 +546,7 @@ fn every_system_call_that_changes_a_ledger_goes_through_files() {
     // A file a thread, so that no line is cut by another thread's.
     let traces = fixture.dir().join("traces");
     let (mut found, mut written) = (Calls::new(), BTreeMap::<PathBuf, usize>::new());
-    for step in &steps {
+    for step in steps {
         fs::create_dir(&traces).unwrap();
         let output = Command::new("strace")
             .args(["-ff", "-y", "-s", "0", "-e", &format!("trace={TRACED}"), "-o"])

@@ -21,7 +21,7 @@ use gradledger::{
     import::checkpoint::Checkpoint,
     ledger::{
         At, Ledger, LedgerError,
-        check::Disagreement,
+        check::{Disagreement, check_round},
         diff::diff,
         fsck::fsck,
         init::{InitError, InitOptions, init, init_in},
@@ -872,7 +872,8 @@ fn imported(model: &Model, deltas: &BTreeMap<u16, Delta>) -> (Run, RoundRecord) 
     (run, record)
 }
 
-/// What fsck says of a ledger whose writer appended this record.
+/// What fsck and replay say of a ledger whose writer appended this record; seal too, if it does not
+/// follow from the logs.
 fn forged(model: &Model, edit: impl FnOnce(&mut RoundRecord)) -> Disagreement {
     let deltas = match model.rule.dialect {
         Dialect::Templar => skipping().1,
@@ -885,6 +886,9 @@ fn forged(model: &Model, edit: impl FnOnce(&mut RoundRecord)) -> Disagreement {
     let LedgerError::Disagrees(found) = found else { panic!("{found}") };
     let whole = replayed(&run, 5, 5, None).unwrap_err();
     assert_eq!(whole.to_string(), found.to_string());
+    if check_round(&run.open(), 0).is_err() {
+        assert_eq!(run.try_seal(6).unwrap_err().to_string(), found.to_string());
+    }
     *found
 }
 
@@ -991,6 +995,22 @@ fn every_other_claim_of_a_record_is_checked() {
     for (at, (edit, expected)) in edits.into_iter().enumerate() {
         let found = forged(&model, edit);
         assert!(expected(&found), "edit {at}: {found}");
+    }
+}
+
+#[test]
+fn no_round_is_sealed_on_a_window_with_a_gap() {
+    let model = Model::small(Dialect::Native);
+    let edits: [fn(&mut RoundRecord); 3] =
+        [|r| r.submissions.start = 1, |r| r.submissions.end = 1, |r| r.dispositions.count -= 1];
+    for edit in edits {
+        let (run, mut record) = imported(&model, &random_deltas(&model, &[3, 4], 1));
+        edit(&mut record);
+        run.writer().append_round(&record).unwrap();
+        let rounds = run.open().sealed().len();
+        let error = run.try_seal(6).unwrap_err();
+        assert!(matches!(error, LedgerError::Disagrees(_)), "{error}");
+        assert_eq!(run.open().sealed().len(), rounds);
     }
 }
 

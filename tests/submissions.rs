@@ -6,6 +6,7 @@ mod common;
 
 use std::{fs, path::Path, process::Command};
 
+use common::ledger::Fixture;
 use gradledger::{
     codec::{layout::Layout, sr25519::SecretKey, statement::Statement},
     intake::{
@@ -24,7 +25,10 @@ use gradledger::{
         writer::LedgerWriter,
     },
     merkle::note::VerifierKey,
-    store::{files::Disk, segment::delta::DeltaWriter},
+    store::{
+        files::Disk,
+        segment::{delta::DeltaWriter, place},
+    },
     types::{
         bits::F32Bits,
         digest::Digest,
@@ -76,6 +80,7 @@ impl Run {
             frozen: false,
             miners: MinersPolicy::Hotkeys((1..=miners).map(key).collect()),
             key_file: None,
+            anchor: None,
         };
         init(&dir.path().join("ledger"), &options, &Silent).unwrap();
         Self { dir }
@@ -451,4 +456,146 @@ fn the_command_submits_with_a_wallets_hotkey() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("wrong-round"));
     let output = gradledger(&["seal", &path(&ledger), "--round", "1", "--json"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A ledger in `fixture`'s directory, and the command on it: exit code, stdout as JSON, stderr.
+fn command(fixture: &Fixture, args: &str) -> (Option<i32>, serde_json::Value, String) {
+    let word = |word: &str| fixture.place(word).map_or(word.into(), |p| p.to_str().unwrap().into());
+    let words: Vec<String> = args.split(' ').map(word).collect();
+    let output = Command::new(env!("CARGO_BIN_EXE_gradledger"))
+        .args(words)
+        .env_remove("GRADLEDGER_PASSWORD")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default(), said)
+}
+
+fn native(fixture: &Fixture) {
+    let init = "init LEDGER --run signed --rule native --lr 0.4 --chunk 8 --top-k 4 --bins 4 \
+                --checkpoint CHECKPOINT --miners MINERS";
+    let (code, _, said) = command(fixture, init);
+    assert_eq!(code, Some(0), "{said}");
+}
+
+#[test]
+fn the_command_answers_each_refusal_with_its_code() {
+    let fixture = Fixture::new();
+    native(&fixture);
+    let size = || Ledger::open(&fixture.root()).unwrap().submissions_log().size();
+    // What is no statement of this round by a listed miner is answered, and not in the log.
+    common::miner::write_key(&fixture.key(9), 9);
+    for (key, round, code) in [(9, 1, "not-listed"), (1, 2, "wrong-round"), (1, 0, "late")] {
+        let args = format!("submit LEDGER DELTA1 --round {round} --key KEY{key} --json");
+        let (exit, _, said) = command(&fixture, &args);
+        assert!(exit == Some(1) && said.contains(code), "{code}: {exit:?}: {said}");
+    }
+    assert_eq!(size(), 0);
+    // The rest is in the log, has its receipt, and is told what will come of it.
+    let vkey = submissions_key(&Ledger::open(&fixture.root()).unwrap());
+    let expected = [
+        (1, 1, 0, None),
+        (2, 2, 1, None),
+        (3, 1, 2, Some("duplicate-delta")),
+        (1, 3, 3, Some("duplicate-submission")),
+        (1, 1, 0, None),
+        (3, 1, 2, Some("duplicate-delta")),
+    ];
+    for (key, delta, index, code) in expected {
+        let args = format!("submit LEDGER DELTA{delta} --round 1 --key KEY{key} --json");
+        let (exit, document, said) = command(&fixture, &args);
+        assert_eq!(exit, Some(0), "{said}");
+        assert_eq!(document["rejected"]["code"].as_str(), code, "{document}");
+        let receipt: Receipt = serde_json::from_value(document["receipt"].clone()).unwrap();
+        assert_eq!(receipt.index, index);
+        assert_eq!(receipt.verify(&vkey).unwrap().hotkey, key_of(key));
+    }
+    assert_eq!(size(), 4);
+    let (exit, document, said) = command(&fixture, "seal LEDGER --round 1 --json");
+    assert_eq!(exit, Some(0), "{said}");
+    let reasons: Vec<_> = document["rejected"].as_array().unwrap().iter().collect();
+    let reasons: Vec<_> = reasons.iter().map(|r| r["reason"].as_str().unwrap()).collect();
+    assert_eq!(reasons, ["duplicate-delta", "duplicate-submission"]);
+    // The round is closed now: to what is in the log the answer is the same.
+    let (exit, _, said) = command(&fixture, "submit LEDGER DELTA4 --round 1 --key KEY2 --json");
+    assert!(exit == Some(1) && said.contains("late"), "{said}");
+    let (_, document, _) = command(&fixture, "submit LEDGER DELTA1 --round 1 --key KEY1 --json");
+    assert_eq!(document["receipt"]["index"], 0);
+}
+
+fn key_of(number: u8) -> Digest {
+    common::miner::public(number)
+}
+
+#[test]
+fn the_command_names_a_hotkey_that_it_cannot_use() {
+    let fixture = Fixture::new();
+    native(&fixture);
+    let old: [(&[u8], &str); 3] = [
+        (b"$ANSIBLE_VAULT;1.2;AES256;x\n0000", "encrypted the old way"),
+        (b"gAAAAABl0000", "encrypted the old way"),
+        (b"[1, 2]", "not a Bittensor key file"),
+    ];
+    for (bytes, says) in old {
+        fs::write(fixture.key(5), bytes).unwrap();
+        let args = "submit LEDGER DELTA1 --round 1 --key KEY5 --json";
+        let (exit, _, said) = command(&fixture, args);
+        assert!(exit == Some(4) && said.contains(says), "{exit:?}: {said}");
+    }
+    // Encrypted, and nobody there to ask.
+    let wallets = common::golden().join("wallet");
+    if wallets.is_dir() {
+        fs::copy(wallets.join("hk_encrypted"), fixture.key(5)).unwrap();
+        let args = "submit LEDGER DELTA1 --round 1 --key KEY5 --json";
+        let (exit, _, said) = command(&fixture, args);
+        assert!(exit == Some(4) && said.contains("GRADLEDGER_PASSWORD"), "{exit:?}: {said}");
+        // The password is right, which is found in the file; the hotkey is not listed.
+        let vectors = fs::read(wallets.join("vectors.json")).unwrap();
+        let vectors: serde_json::Value = serde_json::from_slice(&vectors).unwrap();
+        let password = find_password(&vectors).expect("the vectors hold the password");
+        let file = fixture.dir().join("password");
+        fs::write(&file, format!("{password}\n")).unwrap();
+        let args = format!("{args} --password-file {}", file.display());
+        let (exit, _, said) = command(&fixture, &args);
+        assert!(exit == Some(1) && said.contains("not-listed"), "{exit:?}: {said}");
+        fs::write(&file, format!("{password}x\n")).unwrap();
+        let (exit, _, said) = command(&fixture, &args);
+        assert!(exit == Some(4) && said.contains("password is wrong"), "{exit:?}: {said}");
+    }
+}
+
+/// The value of the first `password`, wherever it stands.
+fn find_password(value: &serde_json::Value) -> Option<String> {
+    match value {
+        serde_json::Value::Object(members) => members
+            .get("password")
+            .and_then(|password| Some(password.as_str()?.to_owned()))
+            .or_else(|| members.values().find_map(find_password)),
+        serde_json::Value::Array(values) => values.iter().find_map(find_password),
+        _ => None,
+    }
+}
+
+#[test]
+fn the_same_submission_again_repairs_a_damaged_delta() {
+    let run = Run::new(2);
+    let mut writer = run.writer();
+    let dir = run.delta(1, |_, _| {});
+    let stored = store(&writer, &dir, 1);
+    let submission = signed(&writer, &miner(1), 1, stored.clone());
+    let first = answer(&mut writer, submission).unwrap();
+    let kept = place::delta(&run.path(), stored.0.root);
+    for entry in fs::read_dir(&kept).unwrap() {
+        let path = entry.unwrap().path();
+        let good = fs::read(&path).unwrap();
+        for bytes in [&good[..good.len() / 2], &[]] {
+            fs::write(&path, bytes).unwrap();
+            assert!(fsck(writer.ledger(), FoldOptions::default(), &Silent).is_err());
+            let again = signed(&writer, &miner(1), 1, store(&writer, &dir, 1));
+            assert_eq!(answer(&mut writer, again).unwrap().index, first.index);
+            assert_eq!(fs::read(&path).unwrap(), good);
+            fsck(writer.ledger(), FoldOptions::default(), &Silent).unwrap();
+        }
+    }
 }

@@ -20,6 +20,7 @@ use common::{
     model::{Model, Tensor, rule, safetensors},
 };
 use gradledger::{
+    codec::layout::DeltaGroup,
     ledger::{
         At, Ledger, LedgerError,
         fsck::fsck,
@@ -29,7 +30,11 @@ use gradledger::{
         seal::{FoldOptions, seal},
         writer::LedgerWriter,
     },
-    types::{progress::Silent, record::MinersPolicy, rule::Dialect, tensor::Dtype},
+    store::artifacts::StoredDelta,
+    types::{
+        digest::Digest, manifest::ManifestId, progress::Silent, record::MinersPolicy,
+        rule::Dialect, submission::Content, tensor::Dtype,
+    },
 };
 use tempfile::TempDir;
 
@@ -45,15 +50,31 @@ struct Sealed {
 
 const STATES: [At; 3] = [At::Genesis, At::Round(5), At::Round(8)];
 
-/// `rows` of 140 values: 160 of them take more than a piece.
-fn sealed_of(rows: u64) -> Sealed {
+fn model(rows: u64) -> Model {
     let mut random = Random(31);
     let tensors = vec![
         Tensor::random("a.weight", &[rows, 140], &mut random),
         Tensor::random("b.bias", &[10], &mut random),
         Tensor::new("c.step", Dtype::I64, &[2], vec![3; 16]),
     ];
-    let model = Model { tensors, rule: rule(Dialect::Templar, 8, 4, 4) };
+    Model { tensors, rule: rule(Dialect::Templar, 8, 4, 4) }
+}
+
+/// All bytes of a stored delta.
+fn delta(ledger: &Ledger, id: ManifestId) -> Result<Vec<u8>, LedgerError> {
+    let (delta, mut all) = (StoredDelta::open(ledger.place(), id)?, Vec::new());
+    for descriptor in delta.manifest().descriptors() {
+        let group = DeltaGroup::ALL.into_iter().find(|g| g.name() == descriptor.group).unwrap();
+        let mut bytes = vec![0; descriptor.bytes as usize];
+        delta.open_artifact(group, &descriptor.name)?.read_exact(&mut bytes)?;
+        all.extend(bytes);
+    }
+    Ok(all)
+}
+
+/// `rows` of 140 values: 160 of them take more than a piece.
+fn sealed_of(rows: u64) -> Sealed {
+    let (model, mut random) = (model(rows), Random(33));
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("ledger");
     fs::create_dir(&root).unwrap();
@@ -131,6 +152,47 @@ impl Sealed {
         Ok(all)
     }
 
+    /// All that is read of the files below a directory: states, or deltas, or both.
+    fn data(&self, ledger: &Ledger, below: &str) -> Result<Vec<u8>, LedgerError> {
+        let mut all = Vec::new();
+        if below != "segments/deltas" {
+            for at in STATES {
+                all.extend(self.state(ledger, at)?);
+            }
+        }
+        if below != "segments/tensors" {
+            for (_, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
+                if let Content::Delta(id) = submission.content() {
+                    all.extend(delta(ledger, id)?);
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// Imports the files of a round.
+    fn import(&self, disk: &MemFs, round: u64) {
+        let files = self.dir.path().join(format!("files-{round}"));
+        let mut writer = LedgerWriter::open_in(disk.handle(), &self.root(), None).unwrap();
+        let peers = Peers { listed: vec![3, 4, 9, 7], reserve: vec![] };
+        let from = Gradients::Directory(&files);
+        import_templar(&mut writer, round, &from, Some(peers), &Silent).unwrap();
+    }
+
+    /// The disk with round 9 imported and not sealed.
+    fn with_open_round(&self) -> MemFs {
+        let (model, mut random) = (model(8), Random(32));
+        let files = self.dir.path().join("files-9");
+        fs::create_dir(&files).unwrap();
+        for uid in [3, 4] {
+            let bytes = Gradient::of(&model, 9, &model.delta(&mut random)).write();
+            fs::write(files.join(common::model::file_name(9, uid)), bytes).unwrap();
+        }
+        let disk = self.disk.fork(None);
+        self.import(&disk, 9);
+        disk
+    }
+
     /// What `open` or `fsck` says of a changed ledger; nothing if they see no change.
     fn complaint(&self, disk: &MemFs) -> Option<LedgerError> {
         self.open(disk).and_then(|ledger| fsck(&ledger, FOLD(), &Silent)).err()
@@ -168,11 +230,7 @@ impl Sealed {
                 disk.tamper(path, |bytes| bytes[at] ^= 1 << bit);
             }
         };
-        std::thread::scope(|scope| {
-            for half in places.chunks(places.len().div_ceil(2).max(1)) {
-                scope.spawn(|| some(half));
-            }
-        });
+        in_two(places, some);
         unseen.into_inner()
     }
 }
@@ -254,6 +312,154 @@ fn a_flip_in_a_segments_footer_is_seen_or_changes_nothing() {
         let unseen = sealed.flip(&path, &places);
         println!("{kind}: {unseen} of {} flips at the end mean nothing", places.len());
     }
+}
+
+/// Each flip is checked by what reads that kind of file: whoever exports, folds or audits reads so.
+#[test]
+fn nine_thousand_flips_in_data_are_seen_or_change_nothing() {
+    let seed = 7;
+    println!("seed {seed}");
+    let (sealed, mut random) = (sealed_of(160), Random(seed));
+    for (below, flips) in [("segments/tensors", 3500), ("segments/deltas", 3500), ("hashes", 2000)]
+    {
+        let files: Vec<_> = sealed.files(below).into_iter().collect();
+        let expected = sealed.data(&sealed.open(&sealed.disk).unwrap(), below).unwrap();
+        let places: Vec<_> = (0..flips)
+            .map(|_| {
+                let (path, bytes) = &files[random.below(files.len() as u64) as usize];
+                (path, random.below(bytes.len() as u64) as usize, random.below(8) as u32)
+            })
+            .collect();
+        let unseen = AtomicUsize::new(0);
+        let some = |places: &[(&PathBuf, usize, u32)]| {
+            let disk = sealed.disk.fork(None);
+            let ledger = sealed.open(&disk).unwrap();
+            for &(path, at, bit) in places {
+                disk.tamper(path, |bytes| bytes[at] ^= 1 << bit);
+                let what = format!("{}, byte {at}, bit {bit}", path.display());
+                match sealed.data(&ledger, below) {
+                    Err(error) => assert_names_something(&error.to_string(), &what),
+                    Ok(found) => {
+                        assert!(found == expected, "{what}: a wrong bit was read");
+                        unseen.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                disk.tamper(path, |bytes| bytes[at] ^= 1 << bit);
+            }
+        };
+        in_two(&places, some);
+        println!("{below}: {} of {flips} flips mean nothing", unseen.into_inner());
+    }
+}
+
+/// The tables that people query, whose hashed rows stand in one column: all others are compared.
+#[test]
+fn a_thousand_flips_in_tables_are_seen_or_change_nothing() {
+    let seed = 8;
+    println!("seed {seed}");
+    let (sealed, mut random) = (sealed(), Random(seed));
+    for kind in ["plans", "dispositions"] {
+        let files: Vec<_> = sealed.files(&format!("segments/{kind}")).into_iter().collect();
+        let mut unseen = 0;
+        for (path, bytes) in &files {
+            let place = |_| (random.below(bytes.len() as u64) as usize, random.below(8) as u32);
+            unseen += sealed.flip(path, &(0..250).map(place).collect::<Vec<_>>());
+        }
+        println!("{kind}: {unseen} of {} flips mean nothing", 250 * files.len());
+    }
+}
+
+/// Runs `some` on the halves of all, at the same time.
+fn in_two<T: Sync>(all: &[T], some: impl Fn(&[T]) + Sync) {
+    std::thread::scope(|scope| {
+        for half in all.chunks(all.len().div_ceil(2).max(1)) {
+            scope.spawn(|| some(half));
+        }
+    });
+}
+
+/// A value that a query reads, changed and nothing else.
+#[test]
+fn a_changed_query_column_is_named() {
+    let sealed = sealed();
+    let queried = [("plans", &b"a.weight"[..], "tensor"), ("dispositions", b"accepted", "verdict")];
+    for (kind, value, column) in queried {
+        for (path, bytes) in sealed.files(&format!("segments/{kind}")) {
+            let at = bytes.windows(value.len()).position(|w| w == value).unwrap();
+            let disk = sealed.disk.fork(None);
+            disk.tamper(&path, |bytes| bytes[at] ^= 1);
+            let error = sealed.complaint(&disk).expect("it is seen").to_string();
+            assert!(error.contains(path.to_str().unwrap()) && error.contains(column), "{error}");
+        }
+    }
+}
+
+/// Whatever bit is changed before a seal: it refuses, or comes to the same record.
+#[test]
+fn a_flip_before_a_seal_folds_nothing_wrong() {
+    let seed = 9;
+    println!("seed {seed}");
+    let (sealed, mut random) = (sealed_of(8), Random(seed));
+    let open = sealed.with_open_round();
+    let seal_on = |disk: &MemFs| -> Result<(Digest, ManifestId), LedgerError> {
+        let mut writer = LedgerWriter::open_in(disk.handle(), &sealed.root(), None)?;
+        let report = seal(&mut writer, 9, FOLD(), &Silent)?;
+        Ok((report.record, report.next))
+    };
+    let expected = seal_on(&open.fork(None)).unwrap();
+    let (mut flips, mut refused) = (0, 0);
+    for (path, bytes) in open.files() {
+        let small = path.ends_with("open-round.json") || path.ends_with("log.key.heads");
+        let places = match bytes.len() as u64 {
+            0 => continue,
+            _ if path.ends_with("log.key") => continue,
+            _ if small => every_byte(&bytes, &mut random),
+            len => (0..12).map(|_| (random.below(len) as usize, random.below(8) as u32)).collect(),
+        };
+        for (at, bit) in places {
+            let disk = open.fork(None);
+            disk.tamper(&path, |bytes| bytes[at] ^= 1 << bit);
+            let what = format!("{}, byte {at}, bit {bit}", path.display());
+            match seal_on(&disk) {
+                Ok(found) => assert_eq!(found, expected, "{what}: something wrong was folded"),
+                Err(error) => {
+                    assert_names_something(&error.to_string(), &what);
+                    refused += 1;
+                }
+            }
+            flips += 1;
+        }
+    }
+    println!("{flips} flips before a seal, {refused} of them refused");
+    assert!(refused > 300);
+}
+
+#[test]
+fn the_same_import_again_repairs_a_damaged_delta() {
+    let sealed = sealed();
+    let open = sealed.with_open_round();
+    let before = sealed.disk.files();
+    let new = |path: &Path| !before.contains_key(path);
+    let mut repaired = 0;
+    for (path, bytes) in open.files() {
+        let stored = path.starts_with(sealed.root().join("segments/deltas"))
+            || path.starts_with(sealed.root().join("hashes"));
+        if !stored || !new(&path) {
+            continue;
+        }
+        let damages: [fn(&mut Vec<u8>); 3] =
+            [|bytes| bytes[40] ^= 1, |bytes| bytes.truncate(9), Vec::clear];
+        for damage in damages {
+            let disk = open.fork(None);
+            disk.tamper(&path, damage);
+            assert!(sealed.complaint(&disk).is_some(), "{}", path.display());
+            sealed.import(&disk, 9);
+            assert_eq!(disk.files()[&path], bytes);
+            assert!(sealed.complaint(&disk).is_none(), "{}", path.display());
+            repaired += 1;
+        }
+    }
+    assert!(repaired >= 9);
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub fn dispose(expected: Expected<'_>, submissions: &[(u64, Submission)]) -> Vec
         expected.reserve.iter().filter(|m| !accepted_listed(m)).take(missing).copied().collect();
     let unused = |m: &Miner| !expected.listed.contains(m) && !taken.contains(m);
     valid.retain(|m, _| !unused(m));
-    let order = ledger_order(expected, &valid);
+    let (order, senders) = (ledger_order(expected, &valid), senders(expected, submissions));
 
     let verdict = |index: &u64, submission: &Submission| {
         let miner = submission.miner();
@@ -62,8 +62,7 @@ pub fn dispose(expected: Expected<'_>, submissions: &[(u64, Submission)]) -> Vec
                 .or_else(|| unused(&miner).then(|| reserve_unused(missing)))
                 .or_else(|| refused(submission))
                 .unwrap_or_else(|| {
-                    let before = submissions.iter().take_while(|(at, _)| at < index);
-                    repeated(expected, submission, valid.get(&miner), before)
+                    repeated(expected, *index, submission, valid.get(&miner), &senders)
                 }),
         )
     };
@@ -161,22 +160,43 @@ fn reserve_unused(missing: usize) -> Refusal {
     Refusal::new(Code::ReserveUnused, None, expected, "a reserve after them")
 }
 
+/// Who sent a delta first, and the first other miner who sent it: more is never asked.
+type Senders = BTreeMap<ManifestId, Vec<(u64, Miner)>>;
+
+fn senders(expected: Expected<'_>, submissions: &[(u64, Submission)]) -> Senders {
+    let mut senders = Senders::new();
+    for (index, submission) in submissions {
+        if let Content::Delta(delta) = submission.content()
+            && misplaced(expected, submission).is_none()
+        {
+            let (first, miner) = (senders.entry(delta).or_default(), submission.miner());
+            if first.len() < 2 && first.iter().all(|(_, other)| *other != miner) {
+                first.push((*index, miner));
+            }
+        }
+    }
+    senders
+}
+
 /// A valid delta that is not its miner's first, or that another miner sent before.
-fn repeated<'a>(
+fn repeated(
     expected: Expected<'_>,
+    index: u64,
     submission: &Submission,
     counted: Option<&u64>,
-    mut before: impl Iterator<Item = &'a (u64, Submission)>,
+    senders: &Senders,
 ) -> Refusal {
-    let same =
-        |s: &Submission| s.content() == submission.content() && s.miner() != submission.miner();
-    let copied = before.find(|(_, s)| misplaced(expected, s).is_none() && same(s));
+    let Content::Delta(delta) = submission.content() else {
+        unreachable!("what intake refused is disposed of before")
+    };
+    let another = |(at, miner): &&(u64, Miner)| *at < index && *miner != submission.miner();
+    let copied = senders.get(&delta).and_then(|first| first.iter().find(another));
     match (copied, counted) {
         (Some((index, other)), _) if expected.dialect == Dialect::Native => Refusal::new(
             Code::DuplicateDelta,
             None,
             "a delta of the miner's own",
-            format!("the delta of {} at index {index}", other.miner()),
+            format!("the delta of {other} at index {index}"),
         ),
         (_, Some(first)) => {
             let expected = format!("one submission, the one at index {first}");

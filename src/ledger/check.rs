@@ -181,7 +181,8 @@ pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, Led
     Ok(checked)
 }
 
-fn derive(
+/// What the record's own parts and the submissions give; nothing is compared.
+pub(super) fn derive(
     ledger: &Ledger,
     record: &crate::types::record::RoundRecord,
     submissions: Vec<(u64, Submission)>,

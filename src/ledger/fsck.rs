@@ -6,16 +6,18 @@ use serde::Serialize;
 
 use crate::{
     codec::layout::{DeltaGroup, Layout},
+    intake::dispose::accepted,
     store::{
         StoreError,
         artifacts::{ArtifactReader, StoredDelta},
+        place::Place,
         quarantine, segment,
     },
     types::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        submission::{Fetched, Outcome, Submission},
+        submission::{Fetched, Miner, Outcome, Submission},
     },
 };
 
@@ -153,7 +155,7 @@ fn deltas(
     let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, submission) in &submissions {
         if let Some(id) = submission.stored_delta().filter(|id| seen.insert(id.root)) {
-            hash_delta(ledger, &layout, id, progress)?;
+            hash_delta(ledger.place(), &layout, id, progress)?;
             report.deltas += 1;
             report.bytes += id.bytes;
         }
@@ -174,14 +176,15 @@ fn deltas(
     Ok(())
 }
 
-fn hash_delta(
-    ledger: &Ledger,
+/// Hashes every byte of a delta.
+pub(super) fn hash_delta(
+    place: &Place,
     layout: &Layout,
     id: ManifestId,
     progress: &dyn Progress,
-) -> Result<(), LedgerError> {
-    let delta = StoredDelta::open(ledger.place(), id)?;
-    Ok(open_all(&delta, layout, |mut artifact| artifact.verify_to_end(progress))?)
+) -> Result<(), StoreError> {
+    let delta = StoredDelta::open(place, id)?;
+    open_all(&delta, layout, |mut artifact| artifact.verify_to_end(progress))
 }
 
 /// Opens each artifact of a delta in turn: its lengths and its list of digests are right then.
@@ -211,6 +214,9 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
             let round = sealed.record.round;
             return Err(check::Disagreement::StoredDisposition { round, entry }.into());
         }
+        let dispositions = &checked.disposed.dispositions;
+        segment::dispositions::check_columns(files, root, id, dispositions)
+            .map_err(StoreError::from)?;
         report.rounds += 1;
     }
     Ok(())
@@ -219,10 +225,26 @@ fn rounds(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
 /// Hashes every stored plan. Its root is known to be right by then, or this would blame the store.
 fn plans(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
     let layout = ledger.layout()?;
+    let tensors: Vec<&str> = layout.tensors.iter().map(|t| t.name.as_str()).collect();
+    let (files, root) = (&*ledger.place().files, &ledger.place().root);
+    let mut stored = BTreeMap::<_, Vec<_>>::new();
     for (position, sealed) in ledger.sealed().iter().enumerate() {
-        let miners = check::check_round(ledger, position)?.deltas.len();
-        stored_plan(ledger, &layout, &sealed.record, miners)?;
-        report.bytes += sealed.record.plan.bytes;
+        let accepted = accepted(&check::check_round(ledger, position)?.disposed.dispositions);
+        let miners: Vec<Miner> = accepted.into_iter().map(|(_, _, miner)| miner).collect();
+        stored.entry(sealed.record.plan).or_default().push((&sealed.record, miners));
+    }
+    for (id, rounds) in &stored {
+        let (record, miners) = &rounds[0];
+        let plan = stored_plan(ledger, &layout, record, miners.len())?;
+        // Rounds of equal scalars share a table, which names the miners of one of them.
+        let mut checks = rounds.iter().map(|(_, miners)| {
+            segment::plan::check_columns(files, root, id, &plan, &tensors, miners)
+        });
+        let first = checks.next().expect("a round a plan");
+        if first.is_err() && !checks.any(|check| check.is_ok()) {
+            first.map_err(StoreError::from)?;
+        }
+        report.bytes += id.bytes;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ use crate::{
         digest::Digest,
         json,
         manifest::ManifestId,
-        progress::Progress,
+        progress::{Progress, Silent},
         record::ACCEPTED_MAX,
         refusal::Code,
         rule::SparseMeanSgd,
@@ -38,7 +38,9 @@ use crate::{
     },
 };
 
-use super::{Ledger, LedgerError, seal::dispose_round, thread_pool, writer::LedgerWriter};
+use super::{
+    Ledger, LedgerError, fsck::hash_delta, seal::dispose_round, thread_pool, writer::LedgerWriter,
+};
 
 /// Bytes of a file that are hashed at once.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -340,7 +342,12 @@ impl Import {
                 && (s.round, s.base, s.uid) == (self.round, self.base, uid)
                 && s.outcome != Outcome::Unread
         };
-        if let Some((_, stated)) = self.stated.iter().find(same) {
+        // What is damaged is stored again; the statement is the same, and is not appended twice.
+        let kept = |outcome: &Outcome| match outcome {
+            Outcome::Delta(id) => hash_delta(place, &self.layout, *id, &Silent).is_ok(),
+            Outcome::Refused(_) | Outcome::Unread => true,
+        };
+        if let Some((_, stated)) = self.stated.iter().find(same).filter(|(_, s)| kept(&s.outcome)) {
             return Ok(Fetched { file: statement.file, ..stated.clone() });
         }
         let gradient;
@@ -507,7 +514,7 @@ fn gradient_uid(name: &str, round: u64) -> Option<u16> {
 /// never do, all count as listed, which gives the same order of fold.
 fn open_aggregator(path: &Path) -> Result<(Aggregator, BTreeMap<u16, Found>, Peers), LedgerError> {
     let source: Arc<dyn Source> = Arc::new(open_file(path)?);
-    let sha256 = sha256_of(path, &*source, &crate::types::progress::Silent)?;
+    let sha256 = sha256_of(path, &*source, &Silent)?;
     let file = AggregatorFile::open(source)
         .map_err(|source| PeersError::Aggregator { path: path.to_owned(), source })?;
     let name = path.file_name().map_or_else(String::new, |n| n.to_string_lossy().into_owned());

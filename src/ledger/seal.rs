@@ -28,7 +28,7 @@ use crate::{
 
 use super::{
     Ledger, LedgerError, Sealed,
-    check::{accepted_deltas, check_round},
+    check::{accepted_deltas, check_round, derive},
     thread_pool,
     writer::LedgerWriter,
 };
@@ -100,6 +100,7 @@ pub struct RejectedLine {
 ///
 /// # Errors
 ///
+/// [`LedgerError::Disagrees`] if the newest record does not follow from the logs,
 /// [`LedgerError::RoundNotOpen`] if nothing was imported for it, [`LedgerError::NonFinite`] where
 /// the native rule would store such a value, others as they come; nothing is sealed then.
 pub fn seal(
@@ -108,6 +109,10 @@ pub fn seal(
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<SealReport, LedgerError> {
+    // A round is not built on a record that leaves a gap or disposes otherwise than the log says.
+    if let Some(newest) = writer.ledger().sealed().len().checked_sub(1) {
+        check_round(writer.ledger(), newest)?;
+    }
     if writer.ledger().sealed().last().is_some_and(|s| s.record.round == round) {
         return newest_report(writer.ledger(), true);
     }
@@ -314,7 +319,7 @@ fn newest_report(ledger: &Ledger, already: bool) -> Result<SealReport, LedgerErr
     let Sealed { record, leaf, .. } = &ledger.sealed()[position];
     let window = record.submissions;
     let (submissions, layout) = (ledger.submissions(window.start..window.end)?, ledger.layout()?);
-    let dispositions = check_round(ledger, position)?.disposed.dispositions;
+    let dispositions = derive(ledger, record, submissions.clone()).disposed.dispositions;
     let file = |index: Option<u64>| {
         let (_, submission) = submissions.iter().find(|(at, _)| Some(*at) == index)?;
         submission.file().map(str::to_owned)

@@ -10,6 +10,7 @@ use std::{
     thread::JoinHandle,
 };
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -343,9 +344,12 @@ pub fn submit_batch(
     let run = ledger.run_id();
     let size = ledger.submissions_log().size();
     let (mut fresh, mut entries, mut places) = (BTreeMap::new(), Vec::new(), Vec::new());
-    for submission in submissions {
+    // Most of a batch's work is its signatures, so all cores share them.
+    let checks: Vec<_> =
+        submissions.par_iter().map(|submission| check_statement(ledger, submission)).collect();
+    for (submission, check) in submissions.iter().zip(checks) {
         let id = submission.statement.id();
-        places.push(match check_statement(writer.ledger(), submission)? {
+        places.push(match check? {
             // Its first answer may have been lost, and its round sealed meanwhile.
             Err(refusal) if refusal.code == Code::Late => {
                 sealed_before(writer, &submission.statement)?.map(|at| (id, at)).ok_or(refusal)
@@ -367,7 +371,9 @@ pub fn submit_batch(
         known.indices.extend(fresh);
     }
     let log = writer.ledger().submissions_log();
-    let receipt = |(statement, index): (Digest, u64)| -> Result<Receipt, LedgerError> {
+    let indices: Vec<u64> = places.iter().flatten().map(|(_, index)| *index).collect();
+    let mut proofs = log.inclusion_proofs(&indices, log.size())?.into_iter();
+    let mut receipt = |(statement, index): (Digest, u64)| -> Result<Receipt, LedgerError> {
         let appended =
             index.checked_sub(size).and_then(|at| entries.get(usize::try_from(at).ok()?));
         let bytes = match appended {
@@ -380,7 +386,7 @@ pub fn submit_batch(
             statement,
             index,
             entry: String::from_utf8_lossy(&bytes).into_owned(),
-            proof: log.inclusion_proof(index, log.size())?,
+            proof: proofs.next().expect("a proof a place"),
             head: String::from_utf8_lossy(log.note()).into_owned(),
         })
     };

@@ -19,7 +19,8 @@ pub mod segment;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
-    quarantine::QuarantineError, retention::RetentionError, segment::SegmentError,
+    open_round::OpenRoundError, quarantine::QuarantineError, retention::RetentionError,
+    segment::SegmentError,
 };
 use crate::types::{digest::Digest, json::JsonError};
 
@@ -52,7 +53,7 @@ pub enum StoreError {
         /// Which file.
         path: PathBuf,
         /// What is wrong with it.
-        source: JsonError,
+        source: OpenRoundError,
     },
     /// Bytes that are not what their root says.
     #[error("{what}: piece {piece} has digest {found}, its root asks for {expected}")]

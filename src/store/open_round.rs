@@ -1,7 +1,8 @@
 //! Who is expected in the round that is open: what an import was told, until the seal records it. See
 //! `schema/open-round.md`.
 //!
-//! Trusted for nothing: losing it costs naming the peers again with `import`.
+//! Trusted for nothing: losing it costs naming the peers again with `import`. A changed bit must not
+//! change who is folded, though, so the file holds its own digest.
 
 use std::io;
 
@@ -12,7 +13,18 @@ use super::{
     files::{read_whole, write_whole},
     place::Place,
 };
-use crate::types::{json, submission::Miner};
+use crate::types::{digest::Digest, json, submission::Miner};
+
+/// What is wrong with the file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)] // Fields are named by their messages.
+pub enum OpenRoundError {
+    #[error(transparent)]
+    Json(#[from] json::JsonError),
+    #[error("its content has digest {found}, it says {expected}")]
+    Digest { expected: Digest, found: Digest },
+}
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -29,20 +41,39 @@ pub struct OpenRound {
     pub reserve: Vec<Miner>,
 }
 
+/// What the file holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    open: OpenRound,
+    /// Of the canonical JSON of `open`.
+    sha256: Digest,
+}
+
 impl OpenRound {
+    fn sha256(&self) -> Digest {
+        Digest::of(&json::to_vec(self))
+    }
+
     /// The open round, if there is one.
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the file cannot be read or is not one of ours.
+    /// [`StoreError`] if the file cannot be read, is not one of ours, or was changed.
     pub fn load(place: &Place) -> Result<Option<Self>, StoreError> {
         let path = place.open_round();
-        match read_whole(&*place.files, &path, BYTES_MAX) {
-            Ok(bytes) => json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|source| StoreError::OpenRound { path, source }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::Io { path, source }),
+        let bytes = match read_whole(&*place.files, &path, BYTES_MAX) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreError::Io { path, source }),
+        };
+        let damaged = |source| StoreError::OpenRound { path, source };
+        match json::from_slice(&bytes) {
+            Ok(Stored { open, sha256: expected }) => match open.sha256() {
+                found if found == expected => Ok(Some(open)),
+                found => Err(damaged(OpenRoundError::Digest { expected, found })),
+            },
+            Err(source) => Err(damaged(source.into())),
         }
     }
 
@@ -53,7 +84,8 @@ impl OpenRound {
     /// [`StoreError::Io`].
     pub fn save(&self, place: &Place) -> Result<(), StoreError> {
         let path = place.open_round();
-        write_whole(&*place.files, &path, &json::to_vec(self))
+        let stored = Stored { open: self.clone(), sha256: self.sha256() };
+        write_whole(&*place.files, &path, &json::to_vec(&stored))
             .map_err(|source| StoreError::Io { path, source })
     }
 }

@@ -11,10 +11,12 @@ use std::{
 };
 
 use gradledger::{
+    anchor::file::FileChain,
     export::{ExportDtype, SHARD_BYTES_MAX, export},
     import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
-        At, Ledger, LedgerError,
+        Anchored, At, Ledger, LedgerError,
+        anchor::{AnchorOptions, anchor},
         fsck::fsck,
         gc::gc,
         import::{Gradients, Peers, import_templar},
@@ -23,8 +25,10 @@ use gradledger::{
         retention::Kept,
         rotate::rotate_key,
         seal::{FoldOptions, seal},
+        submit::{Known, Receipt, open_round, statement_of, submit_batch},
         writer::LedgerWriter,
     },
+    merkle::head::TreeHead,
     store::{
         files::{Files, read_whole},
         segment::{delta::DeltaSegments, place},
@@ -34,6 +38,7 @@ use gradledger::{
         digest::Digest,
         manifest::ManifestId,
         progress::Silent,
+        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Miner, Outcome, Submission},
     },
@@ -42,6 +47,7 @@ use gradledger::{
 use super::{
     Random,
     memfs::{MemFs, Survival},
+    miner::{self, Signatures},
     scenario::{Failed, Scenario},
 };
 
@@ -50,10 +56,15 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    signatures: Signatures,
 }
 
 /// The rounds that there are files for.
 pub const ROUNDS: [u64; 4] = [101, 102, 103, 104];
+
+/// Who is listed in a native run, by number, and how many deltas there are.
+pub const MINERS: u8 = 3;
+pub const DELTAS: u64 = 4;
 
 /// Who is expected: in the first round one good file, one that is refused, one reserve without a file
 /// in its place, one reserve that is not needed.
@@ -135,7 +146,13 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        Self { dir, pool }
+        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        miner::write_list(&fixture.miners(), MINERS);
+        (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
+        let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
+        (1..=DELTAS)
+            .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
+        fixture
     }
 
     pub fn dir(&self) -> &Path {
@@ -155,6 +172,43 @@ impl Fixture {
         self.dir.path().join(format!("w{round}"))
     }
 
+    /// The list of miners of a native run.
+    pub fn miners(&self) -> PathBuf {
+        self.dir.path().join("miners")
+    }
+
+    /// The hotkey file of miner `number`.
+    pub fn key(&self, number: u8) -> PathBuf {
+        self.dir.path().join(format!("hotkey-{number}"))
+    }
+
+    /// Delta segments that a miner may send.
+    pub fn delta(&self, number: u64) -> PathBuf {
+        self.dir.path().join(format!("delta-{number}"))
+    }
+
+    /// Where heads are anchored.
+    pub fn chain(&self) -> PathBuf {
+        self.dir.path().join("chain")
+    }
+
+    /// The path that a word in capitals stands for in a command line.
+    pub fn place(&self, word: &str) -> Option<PathBuf> {
+        let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
+        let (kind, number) = word.split_at(digits);
+        let number: u64 = number.parse().unwrap_or_default();
+        Some(match kind {
+            "LEDGER" => self.root(),
+            "CHECKPOINT" => self.checkpoint(),
+            "GRADIENTS" => self.gradients(number),
+            "MINERS" => self.miners(),
+            "KEY" => self.key(number as u8),
+            "DELTA" => self.delta(number),
+            "CHAIN" => self.chain(),
+            _ => return None,
+        })
+    }
+
     /// Does one step; acknowledged facts are added. What was done already succeeds.
     pub fn step(
         &self,
@@ -165,7 +219,13 @@ impl Fixture {
     ) -> Result<(), LedgerError> {
         // One thread, so that calls come in the same order each time.
         self.pool.install(|| match step {
-            Step::Init => self.init(root, files, facts),
+            Step::Init => self.init(Dialect::Templar, root, files, facts),
+            Step::InitNative => self.init(Dialect::Native, root, files, facts),
+            Step::Submit(round, sent) => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                facts.extend(self.submit(&mut writer, *round, sent)?);
+                Ok(())
+            }
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
             Step::Index => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
@@ -211,6 +271,13 @@ impl Fixture {
                 facts.push(Fact::Sealed { round, record, next, accepted, rejected });
                 Ok(())
             }
+            Step::Anchor => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let mut chain = FileChain::new(files.clone(), self.chain());
+                let report = anchor(&mut writer, &mut chain, AnchorOptions::default(), &Silent)?;
+                facts.push(Fact::Anchored { size: report.anchor.size, value: report.anchor.value });
+                Ok(())
+            }
             Step::Rotate => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 // An operator who looks first whether it was done.
@@ -225,8 +292,32 @@ impl Fixture {
         })
     }
 
+    /// Hands all of `sent` (miner and delta) in as one batch. A round that is sealed takes none.
+    fn submit(
+        &self,
+        writer: &mut LedgerWriter,
+        round: u64,
+        sent: &[(u8, u64)],
+    ) -> Result<Vec<Fact>, LedgerError> {
+        let ledger = writer.ledger();
+        if open_round(ledger)? > round {
+            return Ok(vec![]);
+        }
+        let hand_in = |&(number, delta): &(u8, u64)| {
+            miner::hand_in(ledger, round, number, &self.delta(delta), &self.signatures)
+        };
+        let batch = sent.iter().map(hand_in).collect::<Result<Vec<_>, _>>()?;
+        let answers = submit_batch(writer, &mut Known::default(), &batch)?;
+        let receipt = |answer: Result<Receipt, _>| match answer {
+            Ok(receipt) => Fact::Receipt(Box::new(receipt)),
+            Err(refusal) => panic!("{refusal}"),
+        };
+        Ok(answers.into_iter().map(receipt).collect())
+    }
+
     fn init(
         &self,
+        dialect: Dialect,
         root: &Path,
         files: &Arc<dyn Files>,
         facts: &mut Vec<Fact>,
@@ -237,17 +328,23 @@ impl Fixture {
             checkpoint: &self.checkpoint(),
             select: None,
             rule: SparseMeanSgd {
-                dialect: Dialect::Templar,
+                dialect,
                 chunk: 8,
                 top_k: 4,
                 bins: 4,
                 lr_f32: F32Bits(0.4),
                 mean: Mean::Contributors,
-                norm: Norm::TorchCpuF32,
+                norm: match dialect {
+                    Dialect::Templar => Norm::TorchCpuF32,
+                    Dialect::Native => Norm::HistogramF64,
+                },
             },
             frozen: false,
             key_file: None,
-            miners: gradledger::types::record::MinersPolicy::Listed,
+            miners: match dialect {
+                Dialect::Templar => MinersPolicy::Listed,
+                Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
+            },
             anchor: None,
         };
         match init_in(files.clone(), root, &options, &Silent) {
@@ -279,12 +376,18 @@ fn one_thread() -> FoldOptions {
 #[derive(Clone, Debug)]
 pub enum Step {
     Init,
+    /// A run whose miners sign for their deltas.
+    InitNative,
     Open,
+    /// Statements of one round in one batch: who sends which delta.
+    Submit(u64, Vec<(u8, u64)>),
     Import(u64, Peers),
     Seal(u64),
     /// Every how many rounds a state is kept.
     Gc(u64),
     Rotate,
+    /// The newest head goes to a text file on the same disk.
+    Anchor,
     /// Brings up the index, which lies on the real disk and outlives every cut.
     Index,
 }
@@ -313,6 +416,8 @@ pub enum Fact {
         uid: u16,
         outcome: &'static str,
     },
+    /// A signed statement is in the log.
+    Receipt(Box<Receipt>),
     Sealed {
         round: u64,
         record: Digest,
@@ -327,6 +432,11 @@ pub enum Fact {
     },
     /// A gc was done to its end.
     Collected,
+    /// A head stands outside.
+    Anchored {
+        size: u64,
+        value: Digest,
+    },
 }
 
 /// Steps on a ledger.
@@ -422,6 +532,14 @@ impl<'f> LedgerScenario<'f> {
                 .terms()
                 .iter()
                 .any(|term| (term.index, &term.log_keys.rounds) == (*index, key)),
+            Fact::Receipt(receipt) => holds(ledger, receipt)?,
+            Fact::Anchored { size, value } => {
+                let text = read_whole(&*ledger.place().files, &self.fixture.chain(), 1 << 20)?;
+                let text = String::from_utf8(text)?;
+                let told = |a: &Anchored| (a.record.size, a.record.value) == (*size, *value);
+                let lines = text.lines().filter(|line| *line == value.to_hex()).count();
+                ledger.anchors().iter().filter(|anchor| told(anchor)).count() == 1 && lines == 1
+            }
             Fact::Sealed { round, record, next, .. } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record
@@ -439,6 +557,24 @@ impl<'f> LedgerScenario<'f> {
             }
         };
         if there { Ok(()) } else { Err(format!("{fact:?} is lost").into()) }
+    }
+}
+
+/// Whether a receipt proves what it says, and the log as it now is goes on from its head.
+pub fn holds(ledger: &Ledger, receipt: &Receipt) -> Result<bool, Failed> {
+    let (key, log) = (ledger.genesis().log_keys.submissions.parse()?, ledger.submissions_log());
+    receipt.verify(&key)?;
+    let head = TreeHead::open(receipt.head.as_bytes(), &key)?;
+    Ok(log.entry(receipt.index)? == receipt.entry.as_bytes()
+        && log.root_at(head.size)? == head.root
+        && receipt.run_id == ledger.run_id())
+}
+
+/// What no two submissions may share: a signed statement, or a fetched file's miner and round.
+fn identity(ledger: &Ledger, submission: &Submission) -> String {
+    match submission {
+        Submission::Signed(signed) => statement_of(ledger.run_id(), signed).id().to_hex(),
+        _ => format!("{} {}", submission.round(), submission.miner()),
     }
 }
 
@@ -554,7 +690,7 @@ impl Scenario for LedgerScenario<'_> {
         }
         let mut stated = BTreeSet::new();
         for (index, submission) in ledger.submissions(0..ledger.submissions_log().size())? {
-            if !stated.insert((submission.round(), submission.miner())) {
+            if !stated.insert(identity(&ledger, &submission)) {
                 return Err(format!("statement {index} repeats an earlier one").into());
             }
         }

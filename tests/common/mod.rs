@@ -6,6 +6,7 @@ use std::path::PathBuf;
 pub mod gradient;
 pub mod ledger;
 pub mod memfs;
+pub mod miner;
 pub mod model;
 pub mod scenario;
 pub mod signed;

@@ -151,16 +151,33 @@ impl LogReader {
     ///
     /// [`LogError::Beyond`] if the head has fewer entries, or `size` does not hold `index`.
     pub fn inclusion_proof(&self, index: u64, size: u64) -> Result<Vec<Digest>, LogError> {
+        let mut proofs = self.inclusion_proofs(&[index], size)?;
+        Ok(proofs.pop().expect("a proof an index"))
+    }
+
+    /// The proofs that entries are in the tree of `size` entries; each tile is read once.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogReader::inclusion_proof`].
+    pub fn inclusion_proofs(
+        &self,
+        indices: &[u64],
+        size: u64,
+    ) -> Result<Vec<Vec<Digest>>, LogError> {
         self.check_size(size)?;
-        let proof = inclusion_proof(index, size, &self.dir.nodes(self.size()));
-        proof.map_err(|error| match error {
-            ProveError::Node(error) => self.dir.node_error(error),
-            _ => LogError::Beyond {
-                path: self.dir.head_path(),
-                size,
-                asked: index.saturating_add(1),
-            },
-        })
+        let nodes = self.dir.nodes(self.size());
+        let prove = |&index: &u64| {
+            inclusion_proof(index, size, &nodes).map_err(|error| match error {
+                ProveError::Node(error) => self.dir.node_error(error),
+                _ => LogError::Beyond {
+                    path: self.dir.head_path(),
+                    size,
+                    asked: index.saturating_add(1),
+                },
+            })
+        };
+        indices.iter().map(prove).collect()
     }
 
     /// The proof that the tree of `size2` entries starts with that of `size1`.

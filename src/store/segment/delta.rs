@@ -305,7 +305,7 @@ impl DeltaTensor<'_> {
 
 /// Moves a finished directory to its place below `ledger`, durably; returns the place.
 ///
-/// If the delta is there already, ours is removed.
+/// If the delta is there already, its files are replaced by ours.
 ///
 /// # Errors
 ///

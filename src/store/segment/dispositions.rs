@@ -5,12 +5,19 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use parquet::{
     basic::Repetition,
-    data_type::{ByteArray, ByteArrayType, Int64Type},
+    data_type::{ByteArray, ByteArrayType},
     schema::types::SchemaDescPtr,
 };
 
 use super::{
-    column, draft::Draft, error::SegmentError, footer::SegmentFile, place, plan::miner_text, schema,
+    column,
+    draft::Draft,
+    error::SegmentError,
+    footer::SegmentFile,
+    place,
+    plan::miner_text,
+    schema,
+    table::{self, Column, Values, text},
 };
 use crate::{
     store::files::{Files, read_whole},
@@ -24,7 +31,7 @@ use crate::{
 /// Largest file that is read: a million submissions of a round.
 const FILE_BYTES_MAX: u64 = 512 << 20;
 
-/// Which column holds the entries: the only one that is read back.
+/// Which column holds the entries: the only one that is read back to go on with.
 const ENTRY: usize = 8;
 
 fn columns() -> SchemaDescPtr {
@@ -60,36 +67,28 @@ pub fn write(
 }
 
 fn write_rows(draft: &mut Draft, rows: &[Disposition]) -> Result<(), SegmentError> {
-    let text = |text: &str| ByteArray::from(text);
+    query_columns(rows).iter().try_for_each(|column| column.write(draft))?;
+    let entries: Vec<_> = rows.iter().map(|row| ByteArray::from(json::to_vec(row))).collect();
+    draft.column::<ByteArrayType>(&entries, None, None)
+}
+
+/// The columns before the entries.
+fn query_columns(rows: &[Disposition]) -> [Column; 8] {
     let refusal = |field: fn(&Refusal) -> Option<&str>| {
-        rows.iter().map(move |row| refused(row).and_then(field).map(text))
+        let values = rows.iter().map(move |row| refused(row).and_then(field).map(text));
+        Column::Text(Values::optional(values))
     };
-    optional::<Int64Type>(draft, rows.iter().map(|row| row.index.map(|index| index as i64)))?;
-    required(draft, rows.iter().map(|row| miner_text(&row.miner)))?;
-    required(draft, rows.iter().map(|row| text(verdict(row))))?;
-    optional::<Int64Type>(draft, rows.iter().map(order))?;
-    optional::<ByteArrayType>(draft, refusal(|refusal| Some(refusal.code.as_str())))?;
-    optional::<ByteArrayType>(draft, refusal(|refusal| refusal.tensor.as_deref()))?;
-    optional::<ByteArrayType>(draft, refusal(|refusal| Some(&refusal.expected)))?;
-    optional::<ByteArrayType>(draft, refusal(|refusal| Some(&refusal.found)))?;
-    required(draft, rows.iter().map(|row| ByteArray::from(json::to_vec(row))))
-}
-
-fn required(
-    draft: &mut Draft,
-    values: impl Iterator<Item = ByteArray>,
-) -> Result<(), SegmentError> {
-    draft.column::<ByteArrayType>(&values.collect::<Vec<_>>(), None, None)
-}
-
-fn optional<T: parquet::data_type::DataType>(
-    draft: &mut Draft,
-    values: impl Iterator<Item = Option<T::T>>,
-) -> Result<(), SegmentError> {
-    let values: Vec<Option<T::T>> = values.collect();
-    let definition: Vec<i16> = values.iter().map(|value| i16::from(value.is_some())).collect();
-    let values: Vec<T::T> = values.into_iter().flatten().collect();
-    draft.column::<T>(&values, Some(&definition), None)
+    let index = rows.iter().map(|row| row.index.map(|index| index as i64));
+    [
+        Column::I64(Values::optional(index)),
+        Column::Text(Values::required(rows.iter().map(|row| miner_text(&row.miner)))),
+        Column::Text(Values::required(rows.iter().map(|row| text(verdict(row))))),
+        Column::I64(Values::optional(rows.iter().map(order))),
+        refusal(|refusal| Some(refusal.code.as_str())),
+        refusal(|refusal| refusal.tensor.as_deref()),
+        refusal(|refusal| Some(&refusal.expected)),
+        refusal(|refusal| Some(&refusal.found)),
+    ]
 }
 
 fn verdict(row: &Disposition) -> &'static str {
@@ -141,12 +140,32 @@ pub fn read_entries(
     id: &DispositionsId,
 ) -> Result<Vec<Bytes>, SegmentError> {
     let path = place::dispositions(ledger, id);
-    let segment = SegmentFile::open(files, &path, columns())?;
-    let whole = read_whole(files, &path, FILE_BYTES_MAX).map_err(SegmentError::io(&path))?;
-    let entries = column::text(&segment, &Bytes::from(whole), ENTRY)?;
+    let (segment, whole) = open(files, &path)?;
+    let entries = column::text(&segment, &whole, ENTRY)?;
     if entries.len() as u64 != id.count {
         let (expected, found) = (id.count, entries.len() as u64);
         return Err(SegmentError::Entries { path, expected, found });
     }
     Ok(entries)
+}
+
+/// Compares the columns beside the entries with `dispositions`, which are the entries'.
+///
+/// # Errors
+///
+/// [`SegmentError::Column`] names the first that differs.
+pub fn check_columns(
+    files: &dyn Files,
+    ledger: &Path,
+    id: &DispositionsId,
+    dispositions: &[Disposition],
+) -> Result<(), SegmentError> {
+    let (segment, whole) = open(files, &place::dispositions(ledger, id))?;
+    table::check(&segment, &whole, &query_columns(dispositions), dispositions.len())
+}
+
+fn open(files: &dyn Files, path: &Path) -> Result<(SegmentFile, Bytes), SegmentError> {
+    let segment = SegmentFile::open(files, path, columns())?;
+    let whole = read_whole(files, path, FILE_BYTES_MAX).map_err(SegmentError::io(path))?;
+    Ok((segment, Bytes::from(whole)))
 }

@@ -80,6 +80,8 @@ pub enum SegmentError {
     Pages { path: PathBuf, row_group: usize, found: usize, rows: i64 },
     #[error("{path}: page {page} of column {column} is not plain text values", path = path.display())]
     Text { path: PathBuf, column: usize, page: usize },
+    #[error("{path}: column {column} is not what the hashed rows say", path = path.display())]
+    Column { path: PathBuf, column: String },
     #[error("{path}: {found} bytes of data, not {expected}", path = path.display())]
     Length { path: PathBuf, expected: u64, found: u64 },
     #[error("{path}: {found} entries, not {expected}", path = path.display())]

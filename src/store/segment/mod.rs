@@ -20,6 +20,7 @@ mod footer;
 pub mod place;
 pub mod plan;
 mod schema;
+mod table;
 pub mod tensor;
 pub mod verified;
 

@@ -125,7 +125,8 @@ pub fn commit_file(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> 
 
 /// Moves a finished directory of synced files to its place; durable when this returns.
 ///
-/// If the place is taken, by the same content since the name holds its root, `from` is removed.
+/// If the place is taken, each file there is replaced: it has the same content, since the name holds
+/// its root, or was damaged.
 ///
 /// # Errors
 ///
@@ -133,15 +134,28 @@ pub fn commit_file(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> 
 pub fn commit_dir(files: &dyn Files, ledger: &Path, from: &Path, to: &Path) -> io::Result<()> {
     make_parents(files, ledger, to)?;
     if files.exists(to)? {
-        files.remove_dir_all(from)?;
+        replace_dir(files, from, to)?;
     } else if let Err(error) = files.rename(from, to) {
         // Two threads may bring the same content; the later one finds the place taken.
         if !files.exists(to)? {
             return Err(error);
         }
-        files.remove_dir_all(from)?;
+        replace_dir(files, from, to)?;
     }
     sync_parents(files, ledger, to)
+}
+
+/// File by file, so that at any moment each is there, whole.
+fn replace_dir(files: &dyn Files, from: &Path, to: &Path) -> io::Result<()> {
+    let names = files.list(from)?;
+    for name in &names {
+        files.rename(&from.join(name), &to.join(name))?;
+    }
+    for name in files.list(to)?.iter().filter(|name| !names.contains(name)) {
+        files.remove(&to.join(name))?;
+    }
+    files.sync_dir(to)?;
+    files.remove_dir_all(from)
 }
 
 fn make_parents(files: &dyn Files, ledger: &Path, path: &Path) -> io::Result<()> {

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use parquet::{
     basic::{Repetition, Type as Physical},
-    data_type::{ByteArray, ByteArrayType, DoubleType, FloatType, Int32Type, Int64Type},
+    data_type::ByteArray,
     schema::types::SchemaDescPtr,
 };
 
@@ -15,9 +16,10 @@ use super::{
     error::SegmentError,
     footer::SegmentFile,
     place, schema,
+    table::{self, Column, Values, text},
 };
 use crate::{
-    store::files::Files,
+    store::files::{Files, read_whole},
     types::{
         manifest::ArtifactId,
         plan::{NAN_F32, NAN_F64, Plan, PlanRow},
@@ -27,7 +29,10 @@ use crate::{
 
 const PAGE_BYTES_MAX: usize = 1 << 20;
 
-/// Which column holds the rows' logical bytes: the only one that is read back.
+/// Largest file whose columns are compared: a hundred times the plan of a 72B model.
+const FILE_BYTES_MAX: u64 = 512 << 20;
+
+/// Which column holds the rows' logical bytes: the only one that is read back to go on with.
 const ROW: usize = 6;
 
 fn columns(bins: usize) -> SchemaDescPtr {
@@ -73,32 +78,27 @@ fn write_rows(
     tensors: &[&str],
     miners: &[Miner],
 ) -> Result<(), SegmentError> {
-    let each = |name: &&str| std::iter::repeat_n(ByteArray::from(*name), miners.len());
-    let names: Vec<_> = tensors.iter().flat_map(each).collect();
-    draft.column::<ByteArrayType>(&names, None, None)?;
-    let miners: Vec<_> = miners.iter().map(miner_text).collect();
-    let miners: Vec<_> = miners.iter().cycle().take(plan.rows.len()).cloned().collect();
-    draft.column::<ByteArrayType>(&miners, None, None)?;
-    let norms: Vec<_> = plan.rows.iter().map(norm).collect();
-    draft.column::<DoubleType>(&norms, None, None)?;
-    let factors: Vec<_> = plan.rows.iter().map(factor).collect();
-    draft.column::<FloatType>(&factors, None, None)?;
-    draft.column::<Int32Type>(&vec![0; plan.rows.len()], None, None)?;
-    write_counts(draft, &plan.rows)?;
+    query_columns(plan, tensors, miners).iter().try_for_each(|column| column.write(draft))?;
     let mut rows = Chunk::new(Plan::row_bytes(plan.bins), PAGE_BYTES_MAX);
     rows.write(draft, &plan.to_bytes())?;
     rows.finish(draft)
 }
 
-/// A list a row: its first count at repetition level 0, the others at 1; an empty one undefined.
-fn write_counts(draft: &mut Draft, rows: &[PlanRow]) -> Result<(), SegmentError> {
-    let counts: Vec<i64> = rows.iter().flat_map(|row| &row.counts).map(|&c| c as i64).collect();
-    let lists = || rows.iter().map(|row| row.counts.len());
-    let definition: Vec<i16> =
-        lists().flat_map(|n| std::iter::repeat_n(i16::from(n > 0), n.max(1))).collect();
-    let repetition: Vec<i16> =
-        lists().flat_map(|n| (0..n.max(1)).map(|at| i16::from(at > 0))).collect();
-    draft.column::<Int64Type>(&counts, Some(&definition), Some(&repetition))
+/// The columns before the rows' bytes.
+fn query_columns(plan: &Plan, tensors: &[&str], miners: &[Miner]) -> [Column; 6] {
+    let rows = &plan.rows;
+    let names = tensors.iter().flat_map(|name| std::iter::repeat_n(text(name), miners.len()));
+    let miners = miners.iter().map(miner_text).cycle().take(rows.len());
+    let counts: Vec<Vec<i64>> =
+        rows.iter().map(|row| row.counts.iter().map(|&count| count as i64).collect()).collect();
+    [
+        Column::Text(Values::required(names)),
+        Column::Text(Values::required(miners)),
+        Column::F64(Values::required(rows.iter().map(norm))),
+        Column::F32(Values::required(rows.iter().map(factor))),
+        Column::I32(Values::required(vec![0; rows.len()])),
+        Column::I64(Values::lists(counts.iter().map(Vec::as_slice))),
+    ]
 }
 
 /// As it is hashed: one NaN.
@@ -116,7 +116,7 @@ pub(super) fn miner_text(miner: &Miner) -> ByteArray {
         Miner::Uid(uid) => uid.to_string(),
         Miner::Hotkey(key) => key.to_hex(),
     };
-    ByteArray::from(text.as_str())
+    ByteArray::from(text.into_bytes())
 }
 
 /// Moves a finished file to its place below `ledger`, durably; returns the place.
@@ -171,4 +171,24 @@ pub fn read(
     rows.read_at(0, &mut bytes)?;
     Plan::from_bytes(&bytes, tensors, miners, bins)
         .map_err(|source| SegmentError::Plan { path, source })
+}
+
+/// Compares the columns beside the rows' bytes with `plan`, which is theirs.
+///
+/// # Errors
+///
+/// [`SegmentError::Column`] names the first that differs.
+pub fn check_columns(
+    files: &dyn Files,
+    ledger: &Path,
+    artifact: &ArtifactId,
+    plan: &Plan,
+    tensors: &[&str],
+    miners: &[Miner],
+) -> Result<(), SegmentError> {
+    let path = place::plan(ledger, artifact);
+    let segment = SegmentFile::open(files, &path, columns(plan.bins))?;
+    let whole = read_whole(files, &path, FILE_BYTES_MAX).map_err(SegmentError::io(&path))?;
+    let expected = query_columns(plan, tensors, miners);
+    table::check(&segment, &Bytes::from(whole), &expected, plan.rows.len())
 }
