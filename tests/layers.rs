@@ -163,6 +163,23 @@ fn each_outside_crate_has_one_home() {
     }
 }
 
+/// An auditor can build the verifier of anchors alone, and read what it stands on.
+#[test]
+fn the_verifier_of_anchors_stands_on_few_crates() {
+    let output = std::process::Command::new(env!("CARGO"))
+        .args(["tree", "--offline", "--locked", "-e", "normal", "--prefix", "none"])
+        .args(["-p", "gradledger-anchor", "--format", "{p}"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let crates: std::collections::BTreeSet<_> =
+        tree.lines().map(|line| line.trim_end_matches(" (*)")).collect();
+    assert!((2..80).contains(&crates.len()), "{} crates: {crates:#?}", crates.len());
+    assert!(!tree.contains("subxt"), "{tree}");
+}
+
 #[test]
 fn unsafe_lives_in_the_kernels_alone() {
     for (name, text) in files() {
