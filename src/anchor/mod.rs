@@ -1,7 +1,7 @@
 //! Layer 4, anchoring: a digest is put where many see it and nobody can take it back.
 //!
 //! [`Chain`] is a place that keeps one value for us: a Bittensor chain (`subtensor`, with the feature
-//! `chain`), or a text file ([`file`]). `ledger/anchor.rs` has the order of its calls. Verifying what
+//! `chain`), or a text file ([`mod@file`]). `ledger/anchor.rs` has the order of its calls. Verifying what
 //! comes of it is the package `gradledger-anchor`, which needs no chain.
 //!
 //! Trust: a chain's node may lie; what it answers is verified as a stranger would before it is kept.
