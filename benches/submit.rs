@@ -216,6 +216,7 @@ impl Lab {
             frozen: false,
             miners: MinersPolicy::Hotkeys((1..=args.clients).map(miner::public).collect()),
             key_file: None,
+            anchor: None,
         };
         let ledger = init(&dir.join("ledger"), &options, &Silent)?.ledger;
         let signatures = miner::Signatures::default();

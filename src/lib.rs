@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod anchor;
 pub mod audit;
 pub mod cli;
 pub mod codec;

@@ -640,6 +640,7 @@ fn signed() -> Run {
         frozen: false,
         key_file: None,
         miners: MinersPolicy::Hotkeys((1..=3).map(|n| miner(n).public().to_digest()).collect()),
+        anchor: None,
     };
     init(&run.path(), &options, &Silent).unwrap();
     let mut writer = run.writer();

@@ -83,6 +83,15 @@ fn a_rotation_survives() {
     survives(&LedgerScenario::on(&fixture, "rotation and seal", disk, known, &steps));
 }
 
+/// Before and after a round, so that one life finds what another left on the chain.
+#[test]
+fn an_anchor_survives() {
+    let fixture = Fixture::new();
+    let before = [Step::Init, Step::import(ROUNDS[0])];
+    let steps = [Step::Anchor, Step::Seal(ROUNDS[0]), Step::Anchor];
+    survives(&LedgerScenario::new(&fixture, "anchor", &before, &steps));
+}
+
 /// Four statements of three miners, one of them twice: a second delta and a copied one among them.
 /// All enter the log, in one commit; the deltas are stored before.
 fn batch() -> Step {

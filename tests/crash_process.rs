@@ -57,6 +57,7 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
             add(&format!("submit LEDGER DELTA{delta} --round {round} --key KEY{miner} --json"));
         }
         Step::Seal(round) => add(&format!("seal LEDGER --round {round} --json")),
+        Step::Anchor => add("anchor LEDGER --file CHAIN --json"),
         Step::Rotate => add("log rotate-key LEDGER --json"),
         Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
         Step::Open | Step::Index => unreachable!("no command does nothing else"),

@@ -104,6 +104,7 @@ impl Case {
             frozen: false,
             miners: MinersPolicy::Listed,
             key_file: None,
+            anchor: None,
         };
         init(dir.path(), &options, &Silent).unwrap();
         dir

@@ -345,6 +345,7 @@ fn an_interrupted_init_can_be_run_again() {
         frozen: false,
         miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
+        anchor: None,
     };
     let ledger = dir.path().join("ledger");
     fs::create_dir(&ledger).unwrap(); // For the lock, which lies on the disk.
@@ -1092,6 +1093,7 @@ fn init_takes_tensors_below_a_prefix() {
         frozen: false,
         miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
+        anchor: None,
     };
     let report = init(&run.path(), &options, &Silent).unwrap();
     assert_eq!(report.left_out, ["optimizer.step"]);

@@ -80,6 +80,7 @@ impl Run {
             frozen: false,
             miners: MinersPolicy::Hotkeys((1..=miners).map(key).collect()),
             key_file: None,
+            anchor: None,
         };
         init(&dir.path().join("ledger"), &options, &Silent).unwrap();
         Self { dir }

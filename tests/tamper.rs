@@ -90,6 +90,7 @@ fn sealed_of(rows: u64) -> Sealed {
         miners: MinersPolicy::Listed,
         frozen: true,
         key_file: None,
+        anchor: None,
     };
     init_in(disk.handle(), &root, &options, &Silent).unwrap();
     for round in [5, 8] {

@@ -38,7 +38,7 @@ use crate::{
         json,
         manifest::ManifestId,
         progress::Progress,
-        record::{LogKeys, MinersPolicy, RoundsEntry},
+        record::{AnchorPlace, LogKeys, MinersPolicy, RoundsEntry},
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
         submission::{Content, Submission},
     },
@@ -111,6 +111,11 @@ struct InitDocument {
     left_out: Vec<String>,
 }
 
+fn anchor_place(args: &InitArgs) -> Option<AnchorPlace> {
+    let (netuid, chain_genesis) = (args.netuid?, args.chain_genesis?);
+    Some(AnchorPlace { netuid, chain_genesis, hotkey: args.anchor_hotkey? })
+}
+
 pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
     let miners = match &args.miners {
         Some(path) => MinersPolicy::Hotkeys(submit::hotkeys(path)?),
@@ -125,6 +130,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         frozen: args.frozen,
         miners,
         key_file: args.key.log_key_file.as_deref(),
+        anchor: anchor_place(args),
     };
     let report = make_ledger(&args.ledger, &options, progress)?;
     for (name, why) in &report.frozen {
@@ -459,6 +465,9 @@ fn round_line(entry: &RoundsEntry) -> String {
     match entry {
         RoundsEntry::Genesis(genesis) => format!("genesis  {}", genesis.run),
         RoundsEntry::Round(record) => format!("round {}  next {}", record.round, record.next.root),
+        RoundsEntry::Anchor(record) => {
+            format!("anchor of {} entries  block {}", record.size, record.block.number)
+        }
         RoundsEntry::KeyRotation(rotation) => format!("key rotation  {}", rotation.log_keys.rounds),
     }
 }

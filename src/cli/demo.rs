@@ -149,6 +149,7 @@ fn start(files: &Path, ledger: &Path) -> Result<(), LedgerError> {
         frozen: false,
         miners: MinersPolicy::Listed,
         key_file: None,
+        anchor: None,
     };
     init(ledger, &options, &Silent).map(|_| ())
 }

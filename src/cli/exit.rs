@@ -17,6 +17,7 @@ const NO_LEDGER: u8 = 10;
 const LOCKED: u8 = 11;
 const MISMATCH: u8 = 20;
 const BAD_SIGNATURE: u8 = 21;
+const CONTRADICTION: u8 = 22;
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,18 @@ pub enum CliError {
     GenesisRound,
     #[error("{}", verdict_text(.0))]
     Verdict(Verdict),
+    #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
+    AnchorWhere,
+    #[cfg(not(feature = "chain"))]
+    #[error("this build knows no chain: build it with `cargo build --release --features chain`")]
+    NoChain,
+    #[error("{path}: {source}")]
+    Receipt { path: std::path::PathBuf, source: crate::types::json::JsonError },
+    #[error(
+        "incomplete: not done: {checks}. --authorities says who signs for blocks, --included takes \
+         the operator's word for them"
+    )]
+    AnchorIncomplete { checks: String },
     #[error(
         "the log key lies outside the ledger, and a new one should too: name its place with \
          --new-log-key-file"
@@ -106,6 +119,11 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
         CliError::Delta(error) => delta_code(error),
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
+        #[cfg(not(feature = "chain"))]
+        CliError::NoChain => USAGE,
+        CliError::AnchorWhere => USAGE,
+        CliError::Receipt { .. } => MISMATCH,
+        CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
@@ -131,6 +149,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::OtherKey { .. }
         | LedgerError::LastHead(LastHeadError::Unsigned { .. }) => BAD_SIGNATURE,
         LedgerError::LastHead(_) => MISMATCH,
+        LedgerError::Anchor(error) if error.is_contradiction() => CONTRADICTION,
+        LedgerError::Anchor(error) if error.is_signature() => BAD_SIGNATURE,
+        LedgerError::Anchor(_) => MISMATCH,
         LedgerError::Rule(_)
         | LedgerError::NoRound { .. }
         | LedgerError::NoRounds

@@ -4,6 +4,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
+mod anchor;
 mod audit;
 mod commands;
 mod delta;
@@ -24,8 +25,9 @@ use crate::{
 /// A ledger of model checkpoints and per-miner gradient deltas for decentralised training.
 #[derive(Debug, Parser)]
 #[command(name = "gradledger", version, about, arg_required_else_help = true)]
-#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 incomplete, 10 no ledger, \
-11 locked by another writer,\n20 hash or replay mismatch, 21 bad signature, 130 interrupted.")]
+#[command(after_help = "Exit codes: 0 ok, 1 failure, 2 usage, 3 incomplete, 10 no ledger, 11 \
+locked by another writer,\n20 hash or replay mismatch, 21 bad signature, 22 anchor contradicts, 130 \
+interrupted.")]
 struct Cli {
     /// No progress, no talk.
     #[arg(long, short, global = true)]
@@ -69,6 +71,8 @@ enum Command {
     Prove(prove::ProveArgs),
     /// Judges a bundle that `prove` made, with keys from outside and no ledger.
     Verify(verify::VerifyArgs),
+    /// Puts the newest head of the log on a chain, and verifies what receipts prove.
+    Anchor(anchor::AnchorArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
@@ -131,6 +135,15 @@ struct InitArgs {
     /// operator lists for each round].
     #[arg(long, value_name = "FILE")]
     miners: Option<PathBuf>,
+    /// The subnet that the run will be anchored in.
+    #[arg(long, requires = "chain_genesis", requires = "anchor_hotkey")]
+    netuid: Option<u16>,
+    /// The chain, by the hash of its genesis block.
+    #[arg(long, value_name = "HASH", requires = "netuid")]
+    chain_genesis: Option<Digest>,
+    /// The hotkey that will anchor: SS58 or 64 hex digits.
+    #[arg(long, value_name = "ADDRESS", value_parser = anchor::address, requires = "netuid")]
+    anchor_hotkey: Option<Digest>,
     #[command(flatten)]
     key: KeyArgs,
     /// One JSON document on stdout.
@@ -516,6 +529,7 @@ pub fn main() -> ExitCode {
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
+        Command::Anchor(args) => anchor::anchor(args, &progress),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

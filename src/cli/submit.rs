@@ -180,7 +180,7 @@ fn foreseen(writer: &LedgerWriter, index: u64, round: u64) -> Result<Option<Refu
 }
 
 /// The password of an encrypted hotkey: from a file, the environment, or whoever sits there.
-fn password(file: Option<&Path>) -> io::Result<Zeroizing<String>> {
+pub fn password(file: Option<&Path>) -> io::Result<Zeroizing<String>> {
     let text = match (file, std::env::var(PASSWORD)) {
         (Some(path), _) => {
             let bytes = Zeroizing::new(read_whole(&Disk, path, SMALL_FILE_BYTES_MAX)?);

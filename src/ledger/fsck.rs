@@ -22,7 +22,9 @@ use crate::{
 };
 
 use super::{
-    Ledger, LedgerError, check,
+    Ledger, LedgerError,
+    anchored::{self, AnchorTrust},
+    check,
     replay::{ReplayOptions, replay, stored_plan},
     retention::{Kept, StateName},
     seal::FoldOptions,
@@ -86,6 +88,7 @@ fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
     }
     ledger.verify_heads()?;
     check::check_rotations(ledger)?;
+    anchored::judge_all(ledger, AnchorTrust::default())?;
     Ok(rounds.size() + submissions.size())
 }
 

@@ -25,7 +25,7 @@ use crate::{
         json,
         manifest::{ArtifactType, Descriptor, ManifestId, group},
         progress::Progress,
-        record::{Genesis, LogKeys, MinersPolicy, RoundsEntry},
+        record::{AnchorPlace, Genesis, LogKeys, MinersPolicy, RoundsEntry},
         rule::{Rule, SparseMeanSgd},
         tensor::{Dtype, TensorSpec, check_name},
     },
@@ -58,6 +58,8 @@ pub struct InitOptions<'a> {
     pub miners: MinersPolicy,
     /// Where the log key lies or is made, if not in the ledger.
     pub key_file: Option<&'a Path>,
+    /// Where the run will be anchored, if it will.
+    pub anchor: Option<AnchorPlace>,
 }
 
 /// A checkpoint or a name that no run can start from.
@@ -325,9 +327,9 @@ fn start_logs(
         rule: Rule::SparseMeanSgd(options.rule.clone()),
         log_keys,
         miners: options.miners.clone(),
-        netuid: None,
-        chain_genesis: None,
-        anchor_hotkey: None,
+        netuid: options.anchor.map(|place| place.netuid),
+        chain_genesis: options.anchor.map(|place| place.chain_genesis),
+        anchor_hotkey: options.anchor.map(|place| place.hotkey),
     };
     let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
     open_log(place, place.submissions_log(), submissions)?;

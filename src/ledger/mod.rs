@@ -7,6 +7,8 @@ use std::{
     sync::Arc,
 };
 
+pub mod anchor;
+pub mod anchored;
 pub mod check;
 pub mod diff;
 pub mod fsck;
@@ -47,7 +49,7 @@ use crate::{
         digest::Digest,
         json,
         manifest::{ManifestError, ManifestId},
-        record::{Genesis, MinersPolicy, RoundRecord, RoundsEntry},
+        record::{AnchorRecord, Genesis, MinersPolicy, RoundRecord, RoundsEntry},
         rule::{Rule, RuleError, SparseMeanSgd},
         submission::{Miner, Submission},
         tensor::TensorError,
@@ -158,6 +160,10 @@ pub enum LedgerError {
     NoTensor { name: String },
     #[error("the record of round {round} would take {bytes} bytes, more than a log entry holds")]
     RecordBytes { round: u64, bytes: usize },
+    #[error(transparent)]
+    Anchor(#[from] anchored::AnchorError),
+    #[error(transparent)]
+    AnchorStep(#[from] anchor::AnchorStepError),
     #[error("the thread that appends submissions has ended")]
     SubmitterGone,
     #[error("the submission was not appended: {reason}")]
@@ -233,6 +239,16 @@ pub struct Ledger {
     rounds: LogReader,
     submissions: LogReader,
     sealed: Vec<Sealed>,
+    anchors: Vec<Anchored>,
+}
+
+/// An anchor with its place in the rounds log.
+#[derive(Clone, Copy, Debug)]
+pub struct Anchored {
+    /// Index in the rounds log.
+    pub index: u64,
+    /// What it says.
+    pub record: AnchorRecord,
 }
 
 impl Ledger {
@@ -282,7 +298,7 @@ impl Ledger {
 
     fn read(place: Place, rounds: LogReader, submissions: LogReader) -> Result<Self, LedgerError> {
         let mut start = None;
-        let mut sealed = Vec::new();
+        let (mut sealed, mut anchors) = (Vec::new(), Vec::new());
         for (index, entry) in (0..).zip(rounds.entries(0..rounds.size())?) {
             let bytes = entry?;
             let entry = json::from_slice(&bytes).map_err(|source| LedgerError::Entry {
@@ -302,6 +318,10 @@ impl Ledger {
                     sealed.push(Sealed { index, leaf, record: *record });
                     start
                 }
+                (RoundsEntry::Anchor(record), Some(start)) => {
+                    anchors.push(Anchored { index, record });
+                    start
+                }
                 (RoundsEntry::KeyRotation(rotation), Some((genesis, run, mut keys))) => {
                     keys.rotate(run, index, &rotation)
                         .map_err(|source| LedgerError::Rotation { index, source })?;
@@ -318,7 +338,7 @@ impl Ledger {
         }
         let no_ledger = || LedgerError::NoLedger { path: place.root.clone() };
         let (genesis, run_id, keys) = start.ok_or_else(no_ledger)?;
-        Ok(Self { place, genesis, run_id, keys, rounds, submissions, sealed })
+        Ok(Self { place, genesis, run_id, keys, rounds, submissions, sealed, anchors })
     }
 
     /// That the published heads are signed by the keys in force at their sizes.
@@ -363,6 +383,11 @@ impl Ledger {
     /// The sealed rounds, oldest first.
     pub fn sealed(&self) -> &[Sealed] {
         &self.sealed
+    }
+
+    /// The anchors that the log tells of, oldest first.
+    pub fn anchors(&self) -> &[Anchored] {
+        &self.anchors
     }
 
     /// Where round `round` stands among the sealed ones.

@@ -20,7 +20,7 @@ use crate::{
     types::{
         json,
         progress::Progress,
-        record::{ENTRY_BYTES_MAX, KeyRotation, LogKeys, RoundRecord, RoundsEntry},
+        record::{AnchorRecord, ENTRY_BYTES_MAX, KeyRotation, LogKeys, RoundRecord, RoundsEntry},
         submission::Submission,
     },
 };
@@ -97,6 +97,7 @@ impl LedgerWriter {
         // What is committed says whose turn it is to sign, be it published or not.
         let committed = Ledger::open_committed(&place)?;
         last_head::check(&committed, last_heads)?;
+        super::anchor::refuse_older(&committed)?;
         let LogSigners { rounds, submissions } = signers(&committed, key_file)?;
         let open = |dir: PathBuf, signer| LogWriter::open(files.clone(), &dir, signer);
         let rounds = open(place.rounds_log(), rounds)?;
@@ -136,6 +137,16 @@ impl LedgerWriter {
             return Err(LedgerError::RecordBytes { round, bytes });
         }
         self.rounds.append(&[bytes])?;
+        self.reload()
+    }
+
+    /// Appends what is known of an anchored head.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]; then it is not in the log.
+    pub fn append_anchor(&mut self, record: AnchorRecord) -> Result<(), LedgerError> {
+        self.rounds.append(&[json::to_vec(&RoundsEntry::Anchor(record))])?;
         self.reload()
     }
 

@@ -2,6 +2,7 @@
 
 use std::{io, path::PathBuf};
 
+pub mod anchors;
 pub mod artifacts;
 pub mod config;
 pub mod files;

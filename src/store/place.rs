@@ -52,6 +52,21 @@ impl Place {
         self.root.join("tables")
     }
 
+    /// Receipts of anchored heads.
+    pub fn anchors(&self) -> PathBuf {
+        self.root.join("anchors")
+    }
+
+    /// The receipt of the anchored head with `size` entries.
+    pub fn anchor(&self, size: u64) -> PathBuf {
+        self.anchors().join(format!("{size}.json"))
+    }
+
+    /// The anchoring under way.
+    pub fn anchor_intent(&self) -> PathBuf {
+        self.anchors().join("intent.json")
+    }
+
     /// Which states were dropped.
     pub fn retention(&self) -> PathBuf {
         self.root.join("retention.json")

@@ -18,7 +18,7 @@ pub const ACCEPTED_MAX: usize = 255;
 
 /// One entry of the rounds log.
 ///
-/// Reserved kinds, refused until something writes them: `anchor`, `prune`, `correction`, `adopt`.
+/// Reserved kinds, refused until something writes them: `prune`, `correction`, `adopt`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -27,6 +27,8 @@ pub enum RoundsEntry {
     Genesis(Box<Genesis>),
     /// A sealed round.
     Round(Box<RoundRecord>),
+    /// A head of this log was put on a chain.
+    Anchor(AnchorRecord),
     /// Another key signs from here on.
     KeyRotation(Box<KeyRotation>),
 }
@@ -55,6 +57,14 @@ pub struct Genesis {
     pub chain_genesis: Option<Digest>,
     /// The hotkey that anchors.
     pub anchor_hotkey: Option<Digest>,
+}
+
+impl Genesis {
+    /// Where the run is anchored, if it is.
+    pub fn anchor_place(&self) -> Option<AnchorPlace> {
+        let (netuid, chain_genesis) = (self.netuid?, self.chain_genesis?);
+        Some(AnchorPlace { netuid, chain_genesis, hotkey: self.anchor_hotkey? })
+    }
 }
 
 /// The verifier keys of the two logs. One Ed25519 key; a verifier key contains its log's name.
@@ -130,6 +140,29 @@ pub struct RoundRecord {
     pub skipped: Vec<Skipped>,
     /// A block of the chain that was known before the round closed.
     pub block: Option<ChainBlock>,
+}
+
+/// A head of the rounds log that stands outside. Its receipt lies beside the log (`anchor.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AnchorRecord {
+    /// The block whose state shows it: this entry is younger.
+    pub block: ChainBlock,
+    /// Entries of the head.
+    pub size: u64,
+    /// SHA-256 of the head's text.
+    pub value: Digest,
+}
+
+/// Where a run is anchored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnchorPlace {
+    /// The subnet.
+    pub netuid: u16,
+    /// Hash of the chain's genesis block.
+    pub chain_genesis: Digest,
+    /// Who anchors.
+    pub hotkey: Digest,
 }
 
 /// A run of the submissions log.

@@ -11,10 +11,12 @@ use std::{
 };
 
 use gradledger::{
+    anchor::file::FileChain,
     export::{ExportDtype, SHARD_BYTES_MAX, export},
     import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
-        At, Ledger, LedgerError,
+        Anchored, At, Ledger, LedgerError,
+        anchor::{AnchorOptions, anchor},
         fsck::fsck,
         gc::gc,
         import::{Gradients, Peers, import_templar},
@@ -185,6 +187,11 @@ impl Fixture {
         self.dir.path().join(format!("delta-{number}"))
     }
 
+    /// Where heads are anchored.
+    pub fn chain(&self) -> PathBuf {
+        self.dir.path().join("chain")
+    }
+
     /// The path that a word in capitals stands for in a command line.
     pub fn place(&self, word: &str) -> Option<PathBuf> {
         let digits = word.find(|c: char| c.is_ascii_digit()).unwrap_or(word.len());
@@ -197,6 +204,7 @@ impl Fixture {
             "MINERS" => self.miners(),
             "KEY" => self.key(number as u8),
             "DELTA" => self.delta(number),
+            "CHAIN" => self.chain(),
             _ => return None,
         })
     }
@@ -261,6 +269,13 @@ impl Fixture {
                 let accepted = report.accepted.len();
                 let rejected = report.rejected.into_iter().map(|line| line.reason).collect();
                 facts.push(Fact::Sealed { round, record, next, accepted, rejected });
+                Ok(())
+            }
+            Step::Anchor => {
+                let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
+                let mut chain = FileChain::new(files.clone(), self.chain());
+                let report = anchor(&mut writer, &mut chain, AnchorOptions::default(), &Silent)?;
+                facts.push(Fact::Anchored { size: report.anchor.size, value: report.anchor.value });
                 Ok(())
             }
             Step::Rotate => {
@@ -330,6 +345,7 @@ impl Fixture {
                 Dialect::Templar => MinersPolicy::Listed,
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
+            anchor: None,
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -370,6 +386,8 @@ pub enum Step {
     /// Every how many rounds a state is kept.
     Gc(u64),
     Rotate,
+    /// The newest head goes to a text file on the same disk.
+    Anchor,
     /// Brings up the index, which lies on the real disk and outlives every cut.
     Index,
 }
@@ -414,6 +432,11 @@ pub enum Fact {
     },
     /// A gc was done to its end.
     Collected,
+    /// A head stands outside.
+    Anchored {
+        size: u64,
+        value: Digest,
+    },
 }
 
 /// Steps on a ledger.
@@ -510,6 +533,13 @@ impl<'f> LedgerScenario<'f> {
                 .iter()
                 .any(|term| (term.index, &term.log_keys.rounds) == (*index, key)),
             Fact::Receipt(receipt) => holds(ledger, receipt)?,
+            Fact::Anchored { size, value } => {
+                let text = read_whole(&*ledger.place().files, &self.fixture.chain(), 1 << 20)?;
+                let text = String::from_utf8(text)?;
+                let told = |a: &Anchored| (a.record.size, a.record.value) == (*size, *value);
+                let lines = text.lines().filter(|line| *line == value.to_hex()).count();
+                ledger.anchors().iter().filter(|anchor| told(anchor)).count() == 1 && lines == 1
+            }
             Fact::Sealed { round, record, next, .. } => {
                 let sealed = &ledger.sealed()[ledger.position(*round)?];
                 sealed.leaf == *record

@@ -241,6 +241,7 @@ impl Run {
             frozen,
             key_file: None,
             miners: gradledger::types::record::MinersPolicy::Listed,
+            anchor: None,
         };
         init(&self.path(), &options, &Silent)
     }

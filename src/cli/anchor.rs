@@ -1,0 +1,452 @@
+//! `anchor`: the newest head to a chain, and what receipts prove.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use clap::{Args, Subcommand};
+use gradledger_anchor::{exclusive::Coverage, grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
+use serde::Serialize;
+
+use crate::{
+    anchor::{Chain, file::FileChain},
+    import::wallet::ss58,
+    ledger::{
+        Ledger, LedgerError,
+        anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
+        anchored::{
+            AnchorTrust, AnchorView, AnchorsView, Finality, PlaceBy, Relation, SealedBetween,
+            exclusive, judge, judge_all, sealed_between,
+        },
+        writer::LedgerWriter,
+    },
+    store::{
+        anchors::RECEIPT_BYTES_MAX,
+        files::{Disk, read_whole},
+    },
+    types::{digest::Digest, json, progress::Progress, record::AnchorPlace},
+};
+
+use super::{KeyArgs, exit::CliError, output::print};
+
+/// Largest file of authorities that is read.
+const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct AnchorArgs {
+    #[command(subcommand)]
+    command: Option<AnchorCommand>,
+    #[command(flatten)]
+    put: PutArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum AnchorCommand {
+    /// Judges receipts offline: one, or all of a ledger.
+    Verify(VerifyArgs),
+}
+
+#[derive(Debug, Args)]
+struct PutArgs {
+    /// The ledger.
+    #[arg(required = true)]
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    chain: ChainArgs,
+    /// A text file to anchor in, a digest a line, instead of a chain.
+    #[arg(long, value_name = "FILE", conflicts_with = "endpoint")]
+    file: Option<PathBuf>,
+    /// Takes the word of a node that cannot prove its state, until another one is asked.
+    #[arg(long)]
+    unproven: bool,
+    /// Prints call and extrinsic, and sends nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Keeps what stands in the hotkey's slot and is not ours as the first fields, where the runtime
+    /// takes several.
+    #[arg(long)]
+    keep_foreign: bool,
+    #[command(flatten)]
+    log_key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Where on which chain.
+#[derive(Debug, Args)]
+struct ChainArgs {
+    /// A node of the chain (needs a build with `--features chain`).
+    #[arg(long, value_name = "URL", requires = "netuid", requires = "hotkey")]
+    endpoint: Option<String>,
+    /// The subnet.
+    #[arg(long)]
+    netuid: Option<u16>,
+    /// The hotkey file that signs, plain or encrypted.
+    #[arg(long, value_name = "HOTKEYFILE")]
+    hotkey: Option<PathBuf>,
+    /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// A receipt, or a ledger with all of its receipts.
+    #[arg(value_name = "RECEIPT|LEDGER")]
+    target: PathBuf,
+    /// The ledger that a receipt is compared with.
+    #[arg(long)]
+    ledger: Option<PathBuf>,
+    /// The GRANDPA authorities: JSON, `{"set_id":N,"authorities":[{"key":HEX,"weight":1},..]}`.
+    #[arg(long, value_name = "FILE")]
+    authorities: Option<PathBuf>,
+    /// Takes blocks that no authority set signed for: their hashes are the operator's word.
+    #[arg(long)]
+    included: bool,
+    /// The chain, by the hash of its genesis block.
+    #[arg(long, value_name = "HASH", requires = "netuid", requires = "hotkey")]
+    genesis: Option<Digest>,
+    /// The subnet.
+    #[arg(long, requires = "genesis")]
+    netuid: Option<u16>,
+    /// Who anchors: SS58 or 64 hex digits.
+    #[arg(long, value_name = "ADDRESS", value_parser = address, requires = "genesis")]
+    hotkey: Option<Digest>,
+    /// Between which blocks this round was sealed [default: every round].
+    #[arg(long)]
+    round: Option<u64>,
+    /// Whether the hotkey committed to nothing else in these blocks [default: from the first receipt
+    /// to the last].
+    #[arg(long, value_name = "A..B")]
+    blocks: Option<BlockRange>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// `A..B`, both ends included.
+#[derive(Debug, Clone, Copy)]
+struct BlockRange {
+    first: u32,
+    last: u32,
+}
+
+impl std::str::FromStr for BlockRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let number = |t: &str| t.parse::<u32>().map_err(|_| format!("{t:?} is not a block number"));
+        let (first, last) = text.split_once("..").ok_or("two block numbers, as in 100..200")?;
+        let range = Self { first: number(first)?, last: number(last)? };
+        if range.first <= range.last {
+            Ok(range)
+        } else {
+            Err("the first block comes later".into())
+        }
+    }
+}
+
+/// Reads a public key as people write it.
+pub fn address(text: &str) -> Result<Digest, String> {
+    let hex = text.parse().ok();
+    hex.or_else(|| ss58::decode(text).ok())
+        .ok_or_else(|| "neither an SS58 address nor 64 hex digits".to_owned())
+}
+
+pub fn anchor(args: &AnchorArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    match &args.command {
+        Some(AnchorCommand::Verify(args)) => verify(args),
+        None => put_head(&args.put, progress),
+    }
+}
+
+fn put_head(args: &PutArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let mut chain = open_chain(args, progress)?;
+    let ledger = args.ledger.as_deref().ok_or(CliError::AnchorWhere)?;
+    let mut writer = LedgerWriter::open(ledger, args.log_key.log_key_file.as_deref())?;
+    let options = AnchorOptions { keep_foreign: args.keep_foreign };
+    if args.dry_run {
+        return print_dry_run(args, &writer, &mut *chain, options);
+    }
+    let report = put(&mut writer, &mut *chain, options, progress)?;
+    print(args.json, &report, || put_text(&report))
+}
+
+fn put_text(report: &AnchorReport) -> String {
+    let AnchorReport { anchor, already, resumed } = report;
+    let how = match (already, resumed) {
+        (true, _) => "anchored before, and nothing new since",
+        (_, true) => "an earlier run's transaction, taken up",
+        _ => "anchored",
+    };
+    format!(
+        "{how}\nhead     {} entries, root {}\nvalue    {}\nset in   block {}\n",
+        anchor.size, anchor.root, anchor.value, anchor.set_in
+    )
+}
+
+#[derive(Serialize)]
+struct DryRunDocument {
+    size: u64,
+    value: Digest,
+    call: Hex,
+    extrinsic: Hex,
+    last_block: u32,
+}
+
+fn print_dry_run(
+    args: &PutArgs,
+    writer: &LedgerWriter,
+    chain: &mut dyn Chain,
+    options: AnchorOptions,
+) -> Result<(), CliError> {
+    let dry = dry_run(writer, chain, options)?;
+    let document = DryRunDocument {
+        size: dry.size,
+        value: dry.value,
+        call: Hex(dry.signed.call),
+        extrinsic: Hex(dry.signed.extrinsic),
+        last_block: dry.signed.dies,
+    };
+    print(args.json, &document, || {
+        let DryRunDocument { size, value, call, extrinsic, last_block } = &document;
+        format!(
+            "head       {size} entries\nvalue      {value}\ncall       {call}\nextrinsic  {extrinsic}\n\
+             valid to   block {last_block}\nnothing was sent\n"
+        )
+    })
+}
+
+fn open_chain(args: &PutArgs, progress: &dyn Progress) -> Result<Box<dyn Chain>, CliError> {
+    if let Some(path) = &args.file {
+        return Ok(Box::new(FileChain::new(Arc::new(Disk), path.clone())));
+    }
+    let ChainArgs { endpoint, netuid, hotkey, password_file } = &args.chain;
+    let (Some(endpoint), Some(netuid), Some(hotkey)) = (endpoint, netuid, hotkey) else {
+        return Err(CliError::AnchorWhere);
+    };
+    connect(Connect {
+        endpoint,
+        netuid: *netuid,
+        hotkey,
+        password_file: password_file.as_deref(),
+        unproven: args.unproven,
+        progress,
+    })
+}
+
+/// What a connection needs.
+#[cfg_attr(not(feature = "chain"), allow(dead_code))]
+struct Connect<'a> {
+    endpoint: &'a str,
+    netuid: u16,
+    hotkey: &'a Path,
+    password_file: Option<&'a Path>,
+    unproven: bool,
+    progress: &'a dyn Progress,
+}
+
+#[cfg(feature = "chain")]
+fn connect(to: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
+    use crate::{
+        anchor::subtensor::Subtensor, import::wallet::Hotkey, ledger::anchor::AnchorStepError,
+    };
+    let hotkey = Hotkey::load(to.hotkey, &mut || super::submit::password(to.password_file))?;
+    let chain = Subtensor::connect(to.endpoint, to.netuid, hotkey, to.unproven, to.progress);
+    Ok(Box::new(chain.map_err(|error| LedgerError::from(AnchorStepError::from(error)))?))
+}
+
+#[cfg(not(feature = "chain"))]
+fn connect(_: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
+    Err(CliError::NoChain)
+}
+
+#[derive(Serialize)]
+struct VerifyDocument {
+    checks: Vec<CheckLine>,
+    #[serde(flatten)]
+    anchors: AnchorsView,
+    exclusive: Option<ExclusiveView>,
+    rounds: Vec<SealedBetween>,
+}
+
+#[derive(Serialize)]
+struct CheckLine {
+    check: &'static str,
+    status: Status,
+    text: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Status {
+    Passed,
+    NotDone,
+    NotRequired,
+}
+
+impl Status {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Passed => "passed",
+            Self::NotDone => "not done",
+            Self::NotRequired => "not required",
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct ExclusiveView {
+    first: u32,
+    last: u32,
+    exclusive: bool,
+    text: String,
+}
+
+fn verify(args: &VerifyArgs) -> Result<(), CliError> {
+    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
+    let place = match (args.genesis, args.netuid, args.hotkey) {
+        (Some(chain_genesis), Some(netuid), Some(hotkey)) => {
+            Some(AnchorPlace { netuid, chain_genesis, hotkey })
+        }
+        _ => None,
+    };
+    let trust = AnchorTrust { place, authorities: authorities.as_ref() };
+    let (ledger, anchors) = judge_target(args, trust)?;
+    let exclusive = match &ledger {
+        Some(ledger) => judge_exclusive(args, ledger, &anchors)?,
+        None => None,
+    };
+    let rounds = match &ledger {
+        Some(ledger) => rounds(args, ledger, &anchors)?,
+        None => Vec::new(),
+    };
+    let checks = checks(args, ledger.is_some(), &anchors);
+    let undone: Vec<_> =
+        checks.iter().filter(|c| c.status == Status::NotDone).map(|c| c.check).collect();
+    let incomplete = undone.join(", ");
+    let document = VerifyDocument { checks, anchors, exclusive, rounds };
+    print(args.json, &document, || text(&document))?;
+    if incomplete.is_empty() {
+        Ok(())
+    } else {
+        Err(CliError::AnchorIncomplete { checks: incomplete })
+    }
+}
+
+/// The ledger, if there is one, and what its receipts or the one receipt prove.
+fn judge_target(
+    args: &VerifyArgs,
+    trust: AnchorTrust<'_>,
+) -> Result<(Option<Ledger>, AnchorsView), CliError> {
+    if args.target.is_dir() {
+        let ledger = Ledger::open(&args.target)?;
+        let anchors = judge_all(&ledger, trust)?;
+        return Ok((Some(ledger), anchors));
+    }
+    let io = |source| CliError::Io { path: args.target.clone(), source };
+    let bytes = read_whole(&Disk, &args.target, RECEIPT_BYTES_MAX).map_err(io)?;
+    let receipt: Receipt = json::from_slice(&bytes)
+        .map_err(|source| CliError::Receipt { path: args.target.clone(), source })?;
+    let ledger = args.ledger.as_deref().map(Ledger::open).transpose()?;
+    let receipts = vec![judge(ledger.as_ref(), &receipt, trust)?];
+    Ok((ledger, AnchorsView { receipts, without_receipt: Vec::new() }))
+}
+
+fn read_authorities(path: &Path) -> Result<AuthoritySet, CliError> {
+    let io = |source| CliError::Io { path: path.to_owned(), source };
+    let bytes = read_whole(&Disk, path, AUTHORITIES_BYTES_MAX).map_err(io)?;
+    serde_json::from_slice(&bytes).map_err(|error| io(error.into()))
+}
+
+fn judge_exclusive(
+    args: &VerifyArgs,
+    ledger: &Ledger,
+    anchors: &AnchorsView,
+) -> Result<Option<ExclusiveView>, LedgerError> {
+    let first = anchors.receipts.iter().map(|r| r.set_in).min();
+    let last = anchors.receipts.iter().filter_map(|r| r.shown_at.number.try_into().ok()).max();
+    let own = first.zip(last).map(|(first, last)| BlockRange { first, last });
+    let Some(BlockRange { first, last }) = args.blocks.or(own) else { return Ok(None) };
+    let coverage = exclusive(ledger, anchors, first..=last)?;
+    let text = match coverage {
+        Coverage::Exclusive => "every commitment of the hotkey is a head of this log".to_owned(),
+        Coverage::Gap { from, to } => {
+            format!("no receipt shows what stood there in blocks {from} to {to}")
+        }
+        Coverage::Foreign { slot } => {
+            let what = slot.digest.map_or("something else".to_owned(), |digest| digest.to_string());
+            format!("block {} set {what}, which is no head of this log", slot.block)
+        }
+    };
+    let exclusive = coverage == Coverage::Exclusive;
+    Ok(Some(ExclusiveView { first, last, exclusive, text }))
+}
+
+fn rounds(
+    args: &VerifyArgs,
+    ledger: &Ledger,
+    anchors: &AnchorsView,
+) -> Result<Vec<SealedBetween>, LedgerError> {
+    let all = || ledger.sealed().iter().map(|sealed| sealed.record.round).collect();
+    let rounds: Vec<u64> = args.round.map_or_else(all, |round| vec![round]);
+    rounds.into_iter().map(|round| sealed_between(ledger, anchors, round)).collect()
+}
+
+/// What was looked at. What does not hold never comes here: it is an error.
+fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<CheckLine> {
+    let receipts = &anchors.receipts;
+    let count = |holds: &dyn Fn(&AnchorView) -> bool| receipts.iter().filter(|r| holds(r)).count();
+    let all = receipts.len();
+    let line = |check, found: usize, what: &str, waived: bool| {
+        let status = match found == all && all > 0 {
+            true => Status::Passed,
+            false if waived => Status::NotRequired,
+            false => Status::NotDone,
+        };
+        CheckLine { check, status, text: format!("{found} of {all} receipts: {what}") }
+    };
+    let known = count(&|r| r.place_by != PlaceBy::Receipt);
+    let proven = count(&|r| r.finality != Finality::Unproven);
+    let justified = count(&|r| r.finality == Finality::Justified);
+    let in_log = count(&|r| r.relation == Relation::InLog);
+    let mut lines = vec![
+        line("place", known, "the chain, subnet and hotkey that are meant", false),
+        line("state", proven, "the digest stood in the state below the block's header", false),
+        line("block", justified, "the given authorities signed for the block", args.included),
+        line("log", in_log, "the log starts with the anchored head", !compared),
+    ];
+    if !anchors.without_receipt.is_empty() {
+        let sizes =
+            anchors.without_receipt.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
+        let text = format!("the log tells of anchored heads of {sizes} entries without a receipt");
+        lines.push(CheckLine { check: "receipts", status: Status::NotDone, text });
+    }
+    lines
+}
+
+fn text(document: &VerifyDocument) -> String {
+    let check = |c: &CheckLine| format!("{:<13} {:<9} {}\n", c.status.name(), c.check, c.text);
+    let mut text: String = document.checks.iter().map(check).collect();
+    for anchor in &document.anchors.receipts {
+        let AnchorView { size, set_in, shown_at, value, .. } = anchor;
+        text += &format!(
+            "anchor  {size:>6} entries  set in block {set_in}, shown at {}  {value}\n",
+            shown_at.number
+        );
+    }
+    if let Some(ExclusiveView { first, last, exclusive, text: why }) = &document.exclusive {
+        let word = if *exclusive { "exclusive" } else { "not exclusive" };
+        text += &format!("{word} in blocks {first} to {last}: {why}\n");
+    }
+    for SealedBetween { round, after, before } in &document.rounds {
+        let after = after
+            .map_or("no block that a receipt shows".to_owned(), |b| format!("block {}", b.number));
+        let before = before.map_or("no block yet".to_owned(), |b| format!("block {b}"));
+        text += &format!("round {round}: sealed after {after}, before {before}\n");
+    }
+    text
+}
