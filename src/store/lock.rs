@@ -16,7 +16,7 @@ const NAME: &str = "lock";
 /// The right to write to a ledger, until dropped.
 #[derive(Debug)]
 pub struct WriterLock {
-    _file: File,
+    file: File,
 }
 
 /// The right to write was not given.
@@ -72,10 +72,18 @@ impl WriterLock {
             Err(source) => return Err(LockError::Io { path, source }),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { file }),
             Err(TryLockError::WouldBlock) => Err(LockError::Held { path }),
             Err(TryLockError::Error(source)) => Err(LockError::Io { path, source }),
         }
+    }
+}
+
+impl Drop for WriterLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough at once: a child that is being started holds a copy of it
+        // until it has become another program. If this fails, closing is what remains.
+        let _ = self.file.unlock();
     }
 }
 
