@@ -60,7 +60,7 @@ impl Index for RocksIndex {
         // What a crash interrupts is made anew, so its own log would be written for nothing.
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        Ok(self.db.write_opt(&batch, &options)?)
+        Ok(self.db.write_opt(batch, &options)?)
     }
 
     fn close(self: Box<Self>) -> Result<(), IndexError> {
