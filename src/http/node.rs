@@ -14,12 +14,15 @@ use std::{
 
 use super::{
     blob::Blocks,
+    manifests::Opened,
+    metrics::Metrics,
     problem::Problem,
+    submissions::Entries,
     visible::{Published, Tensors},
 };
 use crate::{
     ledger::{Ledger, LedgerError},
-    store::{log::LogFiles, place::Place},
+    store::{artifacts::StoredDelta, hashes::HashesReader, log::LogFiles, place::Place},
 };
 
 /// How old a look at the heads may be.
@@ -42,7 +45,11 @@ pub struct Node {
     reads: AtomicBool,
     draining: AtomicBool,
     tensors: Mutex<Tensors>,
+    hashes: Mutex<Opened<HashesReader>>,
+    deltas: Mutex<Opened<StoredDelta>>,
+    entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
+    metrics: Metrics,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -64,7 +71,11 @@ impl Node {
             reads: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             tensors: Mutex::default(),
+            hashes: Mutex::default(),
+            deltas: Mutex::default(),
+            entries: Mutex::default(),
             blocks: Arc::default(),
+            metrics: Metrics::default(),
         }))
     }
 
@@ -152,6 +163,26 @@ impl Node {
     /// Which tensors belong to states that are kept.
     pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
         lock(&self.tensors)
+    }
+
+    /// Manifests that are open.
+    pub fn hashes(&self) -> MutexGuard<'_, Opened<HashesReader>> {
+        lock(&self.hashes)
+    }
+
+    /// Deltas that are open.
+    pub fn deltas(&self) -> MutexGuard<'_, Opened<StoredDelta>> {
+        lock(&self.deltas)
+    }
+
+    /// Where statements and miners stand in the submissions log.
+    pub fn entries(&self) -> MutexGuard<'_, Entries> {
+        lock(&self.entries)
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Buffers for what is sent.
