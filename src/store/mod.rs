@@ -16,6 +16,7 @@ pub mod place;
 pub mod quarantine;
 pub mod retention;
 pub mod segment;
+pub mod uploads;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
@@ -118,6 +119,12 @@ impl StoreError {
             // A file that ends early has no error number: that is the bytes' fault.
             _ => self.io().is_none_or(|error| error.raw_os_error().is_none()),
         }
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        self.io().is_some_and(|error| full.contains(&error.kind()))
     }
 
     /// Whether a file is not there.
