@@ -20,10 +20,12 @@ const LAYERS: [(u8, &[&str]); 7] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 27] = [
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
+    ("reqwest", &["store/remote/"]),
+    ("rustls", &["store/remote/http.rs"]),
     ("parquet", &["store/segment/"]),
     ("bytes", &["store/segment/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
