@@ -21,7 +21,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 32] = [
+const HOMES: [(&str, &[&str]); 34] = [
     ("rustix", &["store/files.rs"]),
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs", "http/", "cli/serve.rs"]),
@@ -32,6 +32,8 @@ const HOMES: [(&str, &[&str]); 32] = [
     ("tracing", &["http/", "ledger/submit.rs"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
+    ("reqwest", &["store/remote/"]),
+    ("rustls", &["store/remote/http.rs"]),
     ("parquet", &["store/segment/"]),
     ("bytes", &["store/segment/", "http/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
