@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     anchor::{Chain, file::FileChain},
-    import::wallet::ss58,
+    codec::ss58,
     ledger::{
         Ledger, LedgerError,
         anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},

@@ -6,7 +6,7 @@ use crate::{
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
-    store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
+    store::{StoreError, config::ConfigError, lock::LockError, log::LogError, remote::RemoteError},
 };
 
 const FAILURE: u8 = 1;
@@ -25,6 +25,10 @@ const CONTRADICTION: u8 = 22;
 pub enum CliError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
+    NoLedgerServed { url: String },
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -109,6 +113,8 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::NoLedgerServed { .. } => NO_LEDGER,
+        CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
         CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
         CliError::Prove(
             ProveBundleError::NoTensor { .. }
