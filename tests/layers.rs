@@ -20,7 +20,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 26] = [
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
@@ -43,12 +43,14 @@ const HOMES: [(&str, &[&str]); 25] = [
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("plotters", &["cli/demo/plot.rs"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (
         "rayon",
         &[
             "audit/pieces.rs",
+            "cli/demo/",
             "delta/",
             "fold.rs",
             "plan.rs",

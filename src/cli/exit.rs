@@ -85,7 +85,7 @@ pub enum CliError {
     #[error("nothing was dropped: {0} things that must be there are not, as listed")]
     GcRefused(usize),
     #[error("the demo did not give what it should: {0}")]
-    Demo(&'static str),
+    Demo(String),
 }
 
 fn verdict_text(verdict: &Verdict) -> &'static str {
