@@ -54,12 +54,14 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("plotters", &["cli/demo/plot.rs"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (
         "rayon",
         &[
             "audit/pieces.rs",
+            "cli/demo/",
             "delta/",
             "fold.rs",
             "plan.rs",

@@ -93,7 +93,7 @@ pub enum CliError {
     #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
     #[error("the demo did not give what it should: {0}")]
-    Demo(&'static str),
+    Demo(String),
 }
 
 fn verdict_text(verdict: &Verdict) -> &'static str {
