@@ -25,6 +25,7 @@ pub mod seal;
 pub mod show;
 pub mod submit;
 pub mod tables;
+pub mod witness;
 pub mod writer;
 
 use crate::{
