@@ -23,8 +23,8 @@ const LAYERS: [(u8, &[&str]); 8] = [
 /// Where each outside crate may be used: paths below `src/` that start so.
 const HOMES: &[(&str, &[&str])] = &[
     ("rustix", &["store/files.rs"]),
-    ("subxt", &["anchor/subtensor.rs"]),
-    ("tokio", &["anchor/subtensor.rs", "http/", "cli/serve.rs"]),
+    ("subxt", &["anchor/node.rs", "anchor/subtensor.rs"]),
+    ("tokio", &["anchor/node.rs", "anchor/subtensor.rs", "http/", "cli/serve.rs"]),
     ("warp", &["http/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
@@ -32,7 +32,10 @@ const HOMES: &[(&str, &[&str])] = &[
     ("prometheus_client", &["http/metrics.rs"]),
     ("tracing", &["http/", "ledger/submit.rs"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
-    ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
+    (
+        "gradledger_anchor",
+        &["anchor/", "store/anchors.rs", "ledger/anchor", "ledger/witness.rs", "cli/anchor.rs"],
+    ),
     ("reqwest", &["store/remote/"]),
     ("rustls", &["store/remote/http.rs"]),
     ("parquet", &["store/segment/"]),
