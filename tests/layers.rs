@@ -20,7 +20,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 27] = [
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
@@ -43,6 +43,8 @@ const HOMES: [(&str, &[&str]); 25] = [
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
+    ("clap_mangen", &["cli/"]),
+    ("rustix", &["store/machine.rs"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (

@@ -84,6 +84,8 @@ pub enum CliError {
     InTheWay { path: std::path::PathBuf },
     #[error("nothing was dropped: {0} things that must be there are not, as listed")]
     GcRefused(usize),
+    #[error("{0} of the things examined would make a command fail: see what to mend")]
+    Unfit(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
