@@ -96,6 +96,8 @@ pub enum CliError {
     LogFilter { filter: String, reason: String },
     #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
+    #[error("{0} of the things examined would make a command fail: see what to mend")]
+    Unfit(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(String),
 }
