@@ -76,7 +76,7 @@ fn play(args: &DemoArgs, story: &Story<'_>) -> Result<DemoReport, CliError> {
         super::output::size(proof.bundle_bytes)
     ));
     let tampering = proof::tamper(&ledger, dir)?;
-    story.say("tamper    one bit of a copy is flipped; an audit finds it:");
+    story.say("tamper    one bit of a copy is flipped; hashing everything again (fsck) finds it:");
     story.say(&format!("          {}", tampering.found));
     let mut report = DemoReport {
         ledger: dir.join("ledger"),
