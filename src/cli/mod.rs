@@ -1,4 +1,4 @@
-//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+//! Layer 8: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -14,6 +14,8 @@ mod gc;
 mod output;
 mod progress;
 mod prove;
+mod serve;
+mod source;
 mod submit;
 mod verify;
 
@@ -73,6 +75,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
     Anchor(anchor::AnchorArgs),
+    /// Serves the ledger over HTTP.
+    Serve(serve::ServeArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
@@ -332,8 +336,8 @@ struct SealArgs {
 
 #[derive(Debug, Args)]
 struct ReplayArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, or the first and the last of a range.
     #[arg(long, value_name = "W[..W2]")]
     round: RoundRange,
@@ -375,8 +379,8 @@ impl std::str::FromStr for RoundRange {
 /// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis")]
     round: At,
@@ -404,8 +408,8 @@ enum DtypeName {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, with what came of each submission.
     #[arg(long)]
     round: Option<u64>,
@@ -419,9 +423,8 @@ struct ShowArgs {
 struct LogArgs {
     #[command(subcommand)]
     command: Option<LogCommand>,
-    /// The ledger.
-    #[arg(required = true)]
-    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -458,8 +461,8 @@ struct RotateKeyArgs {
 
 #[derive(Debug, Args)]
 struct DiffArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -499,7 +502,7 @@ struct GcArgs {
 
 #[derive(Debug, Args)]
 struct FsckArgs {
-    /// The ledger.
+    /// The ledger's directory; a server is for `audit`.
     ledger: PathBuf,
     #[command(flatten)]
     fold: FoldArgs,
@@ -533,6 +536,7 @@ pub fn main() -> ExitCode {
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
+        Command::Serve(args) => serve::serve(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

@@ -10,11 +10,11 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    codec::statement::Statement,
+    codec::{ss58, statement::Statement},
     import::{
         source::{FileSource, Source},
         templar::GradientFile,
-        wallet::{Hotkey, ss58},
+        wallet::Hotkey,
     },
     intake::{
         admit::{Admission, Expected, Opened, admit},

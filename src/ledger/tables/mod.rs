@@ -16,7 +16,10 @@ mod rows;
 mod schema;
 
 use crate::{
-    store::{StoreError, segment::query},
+    store::{
+        StoreError,
+        segment::query::{self, Cell},
+    },
     types::submission::Miner,
 };
 
@@ -24,7 +27,7 @@ pub use self::rows::Share;
 use self::{
     overlap::overlaps,
     rows::RoundRows,
-    schema::{MINERS, ROUND_TABLES},
+    schema::{CONTRIBUTIONS, MINERS, ROUND_TABLES},
 };
 use super::{Ledger, LedgerError, writer::LedgerWriter};
 
@@ -54,6 +57,20 @@ pub fn update(writer: &LedgerWriter) -> Result<(), LedgerError> {
         }
     }
     Ok(())
+}
+
+/// What the table of contributions has of the sealed round at `position`, each row by its columns.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the round's dispositions are missing.
+pub fn contributions(
+    ledger: &Ledger,
+    position: usize,
+) -> Result<Vec<BTreeMap<&'static str, Cell>>, LedgerError> {
+    let rows = RoundRows::of(ledger, position)?.of_table(&CONTRIBUTIONS);
+    let names = || CONTRIBUTIONS.columns.iter().map(|column| column.name);
+    Ok(rows.into_iter().map(|row| names().zip(row).collect()).collect())
 }
 
 /// How alike two accepted deltas of a round are.
