@@ -19,4 +19,5 @@ pub mod merkle;
 pub mod plan;
 pub mod seal;
 pub mod store;
+pub mod sync;
 pub mod types;

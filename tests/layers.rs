@@ -15,7 +15,7 @@ const LAYERS: [(u8, &[&str]); 7] = [
     (3, &["store", "import"]),
     (4, &["anchor", "delta", "intake", "plan", "fold", "seal", "export"]),
     (5, &["ledger"]),
-    (6, &["audit"]),
+    (6, &["audit", "sync"]),
     (7, &["cli"]),
 ];
 

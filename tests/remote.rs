@@ -184,7 +184,7 @@ fn what_is_read_front_to_back_is_fetched_in_runs_and_once() {
 #[test]
 fn long_lists_come_in_pages_and_writing_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let names: Vec<PathBuf> = (0..2_345).map(|i| PathBuf::from(format!("n {i:04}%"))).collect();
+    let names: Vec<PathBuf> = (0..2_345).map(|i| PathBuf::from(format!("n-{i:04}"))).collect();
     for name in &names {
         std::fs::write(dir.path().join(name), "x").unwrap();
     }

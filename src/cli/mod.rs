@@ -16,6 +16,7 @@ mod progress;
 mod prove;
 mod source;
 mod submit;
+mod sync;
 mod verify;
 
 use crate::{
@@ -66,6 +67,8 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Brings a copy of a ledger to its newest or a given state.
+    Sync(sync::SyncArgs),
     /// Checks every claim of a ledger with keys from outside.
     Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
@@ -526,6 +529,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Sync(args) => sync::sync(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),

@@ -123,6 +123,11 @@ impl StoreError {
         }
     }
 
+    /// Whether a server did not answer, or not as asked.
+    pub fn is_unanswered(&self) -> bool {
+        self.io().is_some_and(RemoteError::is_behind)
+    }
+
     /// Whether a file is not there.
     pub fn is_not_found(&self) -> bool {
         self.io().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)

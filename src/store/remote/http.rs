@@ -177,7 +177,9 @@ impl Http {
 
     fn address(&self, path: &str) -> Url {
         let mut url = self.base.clone();
-        url.path_segments_mut().expect("http has paths").extend(path.split('/'));
+        if !path.is_empty() {
+            url.path_segments_mut().expect("http has paths").extend(path.split('/'));
+        }
         url
     }
 
