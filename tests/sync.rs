@@ -29,14 +29,14 @@ use tempfile::TempDir;
 
 const ROUNDS: [u64; 4] = [5, 8, 9, 12];
 
-/// Four rounds of one miner. A state has 5 MiB, of which the round changes 4; a delta has 1.8.
+/// Four rounds of one miner. A state has 9 MiB, of which a round changes 8; a delta has 3.6.
 fn run() -> &'static Run {
     static RUN: OnceLock<Run> = OnceLock::new();
     RUN.get_or_init(|| {
         let mut random = Random(31);
         let frozen = (0..1 << 20).map(|_| random.next() as u8).collect();
         let tensors = vec![
-            Tensor::random("a.weight", &[1024, 1000], &mut random),
+            Tensor::random("a.weight", &[2048, 1000], &mut random),
             Tensor::random("b.bias", &[100], &mut random),
             Tensor::new("c.table", Dtype::I64, &[1 << 17], frozen),
         ];
@@ -178,7 +178,7 @@ fn delta_bytes(positions: std::ops::Range<usize>) -> u64 {
 #[test]
 fn a_joiner_behind_downloads_the_cheaper_way_and_hardly_more() {
     let server = Server::honest(&run().path());
-    let changed: u64 = 4 * (1024 * 1000 + 100);
+    let changed: u64 = 4 * (2048 * 1000 + 100);
     for behind in 1..=3usize {
         let joiner = Joiner::new();
         let from = ROUNDS[3 - behind].to_string();
@@ -282,19 +282,23 @@ fn a_sync_killed_twenty_times_downloads_hardly_more() {
 
 #[test]
 fn a_lying_mirror_is_named_and_the_result_is_exact() {
-    let honest = Server::honest(&run().path());
+    // Slow, so that there is something left to ask the liar for.
+    let honest = Server::start(&run().path(), |asked| match asked.path.starts_with("segments/") {
+        true => Act::Silent(Duration::from_millis(5)),
+        false => Act::Honest,
+    });
     let lies: [(&str, fn(&Asked) -> Act); 5] = [
-        ("segments", |asked| match asked.path.starts_with("segments/tensors") {
-            true => Act::Flip { at: 100_000 },
-            false => Act::Honest,
-        }),
-        ("footers", |asked| {
-            match asked.path.ends_with(".parquet") && asked.range.is_some_and(|r| r.0.is_none()) {
-                true => {
-                    Act::Say(206, vec!["Content-Range: bytes 0-7/8".into()], b"PAR1PAR1".to_vec())
-                }
-                false => Act::Honest,
+        ("segments", |asked| match asked.range {
+            Some((Some(first), _)) if asked.path.starts_with("segments/") => {
+                Act::Flip { at: first + 100 }
             }
+            _ => Act::Honest,
+        }),
+        ("footers", |asked| match asked.range {
+            Some((None, _)) if asked.path.starts_with("segments/") => {
+                Act::Say(206, vec!["Content-Range: bytes 0-7/8".into()], b"PAR1PAR1".to_vec())
+            }
+            _ => Act::Honest,
         }),
         ("hashes", |asked| match asked.path.starts_with("hashes") {
             true => Act::Flip { at: 40 },
@@ -447,4 +451,54 @@ fn what_is_no_copy_is_left_alone_and_a_second_sync_waits_its_turn() {
     let nothing = Server::honest(empty.path());
     joiner.fails(10, &[&nothing.url()], &[]);
     assert!(joiner.fails(2, &[&server.url()], &["--round", "7"]).contains("no round 7"));
+}
+
+/// The program's own server, until it is dropped.
+struct Serving(std::process::Child, String);
+
+impl Serving {
+    fn start(ledger: &Path) -> Self {
+        let mut child =
+            program(&["serve", "--json", "--listen", "127.0.0.1:0", "--metrics", "off"])
+                .arg(ledger)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+        let mut documents = serde_json::Deserializer::from_reader(child.stdout.take().unwrap())
+            .into_iter::<Value>();
+        let document = documents.next().unwrap().unwrap();
+        let url = format!("http://{}", document["listen"].as_str().unwrap());
+        Self(child, url)
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn our_own_server_serves_a_joiner_an_auditor_and_an_export() {
+    let (_dir, ledger) = thinned("2");
+    let (server, joiner) = (Serving::start(&ledger), Joiner::new());
+    let key = run().open().genesis().log_keys.rounds.clone();
+    let report = joiner.sync(&[&server.1], &["--round", "9", "--log-key", &key]);
+    assert_eq!(number(&report["folded"]), 1);
+    joiner.sync(&[&server.1], &["--log-key", &key]);
+    joiner.has("12");
+    let report = |ledger: &str| -> Value {
+        let output = program(&["audit", ledger, "--json", "--log-key", &key]).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let mut report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        report.as_object_mut().unwrap().remove("run");
+        report
+    };
+    assert_eq!(report(&server.1), report(ledger.to_str().unwrap()));
+    let out = joiner.dir.path().join("out");
+    let export =
+        program(&["export", &server.1, "--round", "12", "--out"]).arg(&out).output().unwrap();
+    assert!(export.status.success(), "{}", text(&export.stderr));
 }

@@ -29,8 +29,8 @@ pub enum SyncError {
     Nowhere { what: String },
     #[error("no mirror keeps a state from which {state} could be made")]
     NoWay { state: StateName },
-    #[error("{what} arrived whole and does not read back: {source}")]
-    Spool { what: String, source: StoreError },
+    #[error("storing {what}: {source}")]
+    Store { what: String, source: StoreError },
 }
 
 impl From<StoreError> for SyncError {

@@ -275,7 +275,7 @@ pub(super) fn store(
         What::Tensor(tensor) => store_tensor(copy, item, tensor, &tmp),
         What::Delta(id) => store_delta(copy, item, *id, books, layout, bins, &tmp),
     };
-    let spool = |source| SyncError::Spool { what: item.what.name(), source };
+    let spool = |source| SyncError::Store { what: item.what.name(), source };
     stored.map_err(|error| spool(error.into()))?;
     item.spool.remove().map_err(|source| SyncError::Io { path: copy.place.sync(), source })
 }

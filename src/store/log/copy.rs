@@ -39,6 +39,7 @@ pub fn mend_copy(files: Arc<dyn Files>, dir: &Path) -> Result<(), LogError> {
     match dir.read_state() {
         Ok(state) => {
             remove_torn(&dir)?;
+            load_edge(&dir, &state)?; // Or what is wrong here would be laid to whom it is compared with.
             sweep(&dir, state.size)
         }
         // It was not copied to its end even once.

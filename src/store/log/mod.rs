@@ -13,6 +13,7 @@ mod dir;
 mod grown;
 mod reader;
 mod recover;
+mod served;
 mod tiler;
 mod verify;
 mod writer;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     copy::{Copied, mend_copy},
     reader::{Entries, LogReader},
+    served::{LogFiles, ServedPart},
     writer::LogWriter,
 };
 use super::keys::heads::GuardError;
