@@ -376,8 +376,6 @@ fn trust_comes_from_outside_and_another_log_is_never_followed() {
     assert!(said.contains("not signed"), "{said}");
     let report = joiner.sync(&[&server.url()], &["--log-key", &key]);
     assert_eq!(report["signatures"], "the keys given");
-    // A fork: the same run, the same key, the newest round sealed otherwise.
-    let (_dir, forked) = other(|_| {});
     let kept = joiner.path();
     let before: Vec<_> = all_files(&kept).iter().map(|path| fs::read(path).unwrap()).collect();
     let other_run = Server::honest(&stranger.path());
@@ -390,14 +388,11 @@ fn trust_comes_from_outside_and_another_log_is_never_followed() {
         report["mirrors"][1]["dropped"].as_str().unwrap().contains("another log"),
         "{report:#}"
     );
-    drop(forked);
 }
 
 #[test]
 fn a_server_that_is_behind_takes_nothing_back() {
-    let (_dir, old) = other(|_| {});
     let joiner = Joiner::new();
-    // The first two rounds alone, as the run was then.
     let model = Model::small(Dialect::Templar);
     let run = Run::new(&model);
     let seal = |round: u64| {
@@ -417,7 +412,6 @@ fn a_server_that_is_behind_takes_nothing_back() {
     assert_eq!(number(&report["state"]["round"]), 2);
     let report = joiner.sync(&[&old_server.url()], &[]);
     assert_eq!(number(&report["state"]["round"]), 2, "what is known stays known");
-    drop(old);
 }
 
 #[test]
@@ -501,4 +495,63 @@ fn our_own_server_serves_a_joiner_an_auditor_and_an_export() {
     let export =
         program(&["export", &server.1, "--round", "12", "--out"]).arg(&out).output().unwrap();
     assert!(export.status.success(), "{}", text(&export.stderr));
+}
+
+#[test]
+fn a_fork_that_the_same_key_signed_is_not_followed() {
+    let model = Model::small(Dialect::Templar);
+    let ours = Run::new(&model);
+    let seal = |run: &Run, round: u64, seed: u64| {
+        run.put(round, 3, &Gradient::of(&model, round, &model.delta(&mut Random(seed))).write());
+        run.import(round, &[3], &[]);
+        run.seal(round);
+    };
+    seal(&ours, 1, 1);
+    // A copy with its keys goes on in another way.
+    let theirs = Run { dir: tempfile::tempdir().unwrap() };
+    copy_all(&ours.path(), &theirs.path());
+    seal(&ours, 2, 2);
+    seal(&theirs, 2, 3);
+    seal(&theirs, 3, 4);
+    let (server, fork) = (Server::honest(&ours.path()), Server::honest(&theirs.path()));
+    let key = ours.open().genesis().log_keys.rounds.clone();
+    let joiner = Joiner::new();
+    joiner.sync(&[&server.url()], &["--log-key", &key]);
+    let said = joiner.fails(20, &[&fork.url()], &["--log-key", &key]);
+    assert!(said.contains("the root of 3 entries") || said.contains("entries is"), "{said}");
+    let report = joiner.sync(&[&fork.url(), &server.url()], &["--log-key", &key]);
+    assert_eq!(report["mirrors"][0]["lied"], true, "{report:#}");
+    assert_eq!(report["state"]["root"], ours.open().newest().root.to_hex());
+}
+
+#[test]
+fn a_sync_killed_at_any_moment_ends_at_the_same_state() {
+    let (server, joiner) = (Server::honest(&run().path()), Joiner::new());
+    let (mut random, mut ended) = (Random(3), 0);
+    for (number, round) in ["5", "8", "5", "12", "8", "9"].into_iter().enumerate() {
+        let mut kills = 0;
+        let since = Instant::now();
+        loop {
+            let mut child = joiner
+                .command(&[&server.url()], &["--round", round])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            // Each life is longer than the one before, so that one comes to its end.
+            thread::sleep(Duration::from_millis(random.below(200 + 400 * kills)));
+            if let Some(status) = child.try_wait().unwrap() {
+                assert!(status.success(), "round {round}, after {kills} kills");
+                break;
+            }
+            child.kill().unwrap();
+            child.wait().unwrap();
+            kills += 1;
+            assert!(since.elapsed() < Duration::from_secs(120), "{number}: {kills} kills");
+        }
+        ended += kills;
+        joiner.has(round);
+    }
+    println!("{ended} kills");
+    assert!(ended >= 6);
 }

@@ -5,10 +5,9 @@
 //! is killed loses little: pieces that arrived whole are found again by their digests.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::BTreeSet,
     io,
     ops::Range,
-    path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, atomic::Ordering},
     thread,
     time::Duration,
@@ -23,6 +22,8 @@ use super::{
     item::{Item, Source, What, store},
     meter::Meter,
     mirror::{Mirror, Mirrors},
+    queue::{Active, Queue, Step, Task},
+    stretch::{Window, stretches},
     ways::{Way, WayKind},
 };
 use crate::{
@@ -31,7 +32,6 @@ use crate::{
     store::{
         StoreError,
         artifacts::StoredCheckpoint,
-        files::ReadFile,
         hashes::{self, HashesReader},
         segment::SegmentError,
     },
@@ -47,9 +47,6 @@ const RUN_BYTES_MAX: u64 = 4 << 20;
 
 /// Which part of the whole may be asked for at once, at most.
 const UNDER_WAY: u64 = 1000;
-
-/// Bytes between two pages of one run: headers, no more.
-const GAP_BYTES_MAX: u64 = 4 << 10;
 
 /// How long a worker waits for something to do before it looks again.
 const LOOK: Duration = Duration::from_millis(100);
@@ -150,57 +147,6 @@ fn copy_hashes(
     Ok(())
 }
 
-/// Something to fetch that nobody has begun with.
-struct Task {
-    what: What,
-    /// Mirrors that do not have it.
-    lacking: BTreeSet<usize>,
-}
-
-/// An item under way.
-struct Active {
-    item: Arc<Item>,
-    todo: VecDeque<Range<u64>>,
-    /// Pieces that are not here, queued or being fetched.
-    left: u64,
-    lacking: BTreeSet<usize>,
-    /// Where each mirror has it.
-    sources: BTreeMap<usize, Arc<Source>>,
-}
-
-struct Queue {
-    tasks: VecDeque<Task>,
-    active: Vec<Active>,
-    /// Workers that are at something.
-    working: usize,
-    failed: Option<SyncError>,
-}
-
-impl Queue {
-    fn is_empty(&self) -> bool {
-        self.tasks.is_empty() && self.active.is_empty()
-    }
-
-    fn find(&mut self, item: &Arc<Item>) -> &mut Active {
-        let found = self.active.iter_mut().find(|active| Arc::ptr_eq(&active.item, item));
-        found.expect("an item stays while a run of it is fetched")
-    }
-
-    /// What every mirror in `alive` lacks.
-    fn lacking_everywhere(&self, alive: &[usize]) -> Option<String> {
-        let everywhere = |lacking: &BTreeSet<usize>| alive.iter().all(|m| lacking.contains(m));
-        let task = self.tasks.iter().find(|task| everywhere(&task.lacking));
-        let active = self.active.iter().find(|active| everywhere(&active.lacking));
-        task.map(|task| task.what.name()).or(active.map(|active| active.item.what.name()))
-    }
-}
-
-/// What a worker does next.
-enum Step {
-    Prepare(Task),
-    Fetch(Arc<Item>, Range<u64>),
-}
-
 /// Why a step failed: because of the mirror, or for good.
 enum Failure {
     Mirror(StoreError),
@@ -264,26 +210,13 @@ impl Fetch<'_> {
             if !mirror.is_alive() {
                 return None;
             }
-            if let Some(step) = self.take(&mut queue, number) {
+            if let Some(step) = queue.take(number, self.active_max) {
                 queue.working += 1;
                 return Some(step);
             }
             let waited = self.wake.wait_timeout(queue, LOOK);
             queue = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
-    }
-
-    fn take(&self, queue: &mut Queue, number: usize) -> Option<Step> {
-        let mut active = queue.active.iter_mut().filter(|a| !a.lacking.contains(&number));
-        if let Some((item, run)) = active.find_map(|a| Some((a.item.clone(), a.todo.pop_front()?)))
-        {
-            return Some(Step::Fetch(item, run));
-        }
-        if queue.active.len() >= self.active_max {
-            return None;
-        }
-        let at = queue.tasks.iter().position(|task| !task.lacking.contains(&number))?;
-        queue.tasks.remove(at).map(Step::Prepare)
     }
 
     /// What came of a step: the rest is queued again, or left to another mirror.
@@ -448,71 +381,6 @@ fn bytes_of(item: &Item, pieces: &Range<u64>) -> u64 {
     item.parts(pieces).map(part).sum()
 }
 
-/// Bytes of a mirror's file that are asked for at once, and which pieces are in them.
-struct Stretch {
-    path: PathBuf,
-    span: Range<u64>,
-    parts: Vec<(usize, Range<u64>)>,
-}
-
-/// Cuts a run where the mirror's file has it in more than one place; each stretch is hardly longer than
-/// the pieces in it, or the mirror's file is not laid out as ours are.
-fn stretches(
-    item: &Item,
-    source: &Source,
-    pieces: &Range<u64>,
-) -> Result<Vec<Stretch>, StoreError> {
-    let mut stretches: Vec<Stretch> = Vec::new();
-    for (stream, part) in item.parts(pieces) {
-        let (column, bytes) = (&source.columns[stream], item.streams[stream].bytes_of(&part));
-        let span = column.span(bytes.start, bytes.end - bytes.start);
-        if span.end - span.start > 2 * (bytes.end - bytes.start) + GAP_BYTES_MAX {
-            let (path, expected) = (column.path().to_owned(), bytes.end - bytes.start);
-            return Err(
-                SegmentError::Scattered { path, expected, found: span.end - span.start }.into()
-            );
-        }
-        match stretches.last_mut() {
-            Some(last)
-                if last.path == column.path()
-                    && (last.span.end..=last.span.end + GAP_BYTES_MAX).contains(&span.start) =>
-            {
-                last.span.end = span.end;
-                last.parts.push((stream, part));
-            }
-            _ => {
-                let path = column.path().to_owned();
-                stretches.push(Stretch { path, span, parts: vec![(stream, part)] });
-            }
-        }
-    }
-    Ok(stretches)
-}
-
 fn at(path: &std::path::Path, source: io::Error) -> StoreError {
     SegmentError::Io { path: path.to_owned(), source }.into()
-}
-
-/// Bytes of a file that were fetched.
-struct Window {
-    at: u64,
-    bytes: Vec<u8>,
-}
-
-impl ReadFile for Window {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.at + self.bytes.len() as u64)
-    }
-
-    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        let part = offset.checked_sub(self.at).and_then(|at| {
-            let at = usize::try_from(at).ok()?;
-            self.bytes.get(at..)?.get(..buffer.len())
-        });
-        match part {
-            Some(part) => buffer.copy_from_slice(part),
-            None => return Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-        Ok(())
-    }
 }

@@ -17,7 +17,9 @@ mod item;
 mod logs;
 mod meter;
 mod mirror;
+mod queue;
 mod spool;
+mod stretch;
 mod ways;
 
 use std::{path::Path, sync::Arc};

@@ -14,6 +14,7 @@
 mod cache;
 mod error;
 mod http;
+mod range;
 
 use std::{
     collections::HashMap,
