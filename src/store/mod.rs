@@ -17,6 +17,7 @@ pub mod quarantine;
 pub mod remote;
 pub mod retention;
 pub mod segment;
+pub mod uploads;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
@@ -126,6 +127,12 @@ impl StoreError {
     /// Whether a server did not answer, or not as asked.
     pub fn is_unanswered(&self) -> bool {
         self.io().is_some_and(RemoteError::is_behind)
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        self.io().is_some_and(|error| full.contains(&error.kind()))
     }
 
     /// Whether a file is not there.

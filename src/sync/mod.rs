@@ -1,4 +1,5 @@
-//! Layer 6, sync: a copy of a ledger that others serve, brought to the newest or a given state.
+//! Layer 6, sync: a miner's side of a ledger that others serve. What it hands in is in [`submit`]; the rest is
+//! a copy of the ledger, brought to the newest or a given state.
 //!
 //! In this order: the logs, each new entry hashed onto the copy and compared with the signed head; the
 //! cheaper of two ways (the newest kept checkpoint, or the deltas that are missing), counted beforehand;
@@ -20,6 +21,7 @@ mod mirror;
 mod queue;
 mod spool;
 mod stretch;
+pub mod submit;
 mod ways;
 
 use std::{path::Path, sync::Arc};
