@@ -19,6 +19,7 @@ mod prove;
 mod serve;
 mod source;
 mod submit;
+mod sync;
 mod verify;
 
 use crate::{
@@ -69,6 +70,8 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Brings a copy of a ledger to its newest or a given state.
+    Sync(sync::SyncArgs),
     /// Checks every claim of a ledger with keys from outside.
     Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
@@ -560,6 +563,7 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Sync(args) => sync::sync(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),

@@ -125,6 +125,11 @@ impl StoreError {
         }
     }
 
+    /// Whether a server did not answer, or not as asked.
+    pub fn is_unanswered(&self) -> bool {
+        self.io().is_some_and(RemoteError::is_behind)
+    }
+
     /// Whether the disk is full.
     pub fn is_full(&self) -> bool {
         let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
