@@ -12,6 +12,7 @@
 
 pub mod blob;
 pub mod body;
+pub mod control;
 pub mod endpoint;
 pub mod files;
 pub mod health;
@@ -19,9 +20,11 @@ pub mod node;
 pub mod pace;
 pub mod path;
 pub mod problem;
+pub mod quota;
 pub mod range;
 pub mod routes;
 pub mod serve;
+pub mod uploads;
 pub mod visible;
 
 pub use self::{

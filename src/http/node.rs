@@ -6,7 +6,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -15,6 +15,7 @@ use std::{
 use super::{
     blob::Blocks,
     problem::Problem,
+    uploads::Door,
     visible::{Published, Tensors},
 };
 use crate::{
@@ -43,6 +44,7 @@ pub struct Node {
     draining: AtomicBool,
     tensors: Mutex<Tensors>,
     blocks: Arc<Blocks>,
+    uploads: OnceLock<Arc<Door>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,6 +67,7 @@ impl Node {
             draining: AtomicBool::new(false),
             tensors: Mutex::default(),
             blocks: Arc::default(),
+            uploads: OnceLock::new(),
         }))
     }
 
@@ -152,6 +155,17 @@ impl Node {
     /// Which tensors belong to states that are kept.
     pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
         lock(&self.tensors)
+    }
+
+    /// Takes uploads from now on; once.
+    pub fn open_uploads(&self, door: Arc<Door>) {
+        // A second door would be to the same ledger.
+        let _ = self.uploads.set(door);
+    }
+
+    /// Where uploads are handed in, if they are taken.
+    pub fn uploads(&self) -> Option<Arc<Door>> {
+        self.uploads.get().cloned()
     }
 
     /// Buffers for what is sent.

@@ -39,6 +39,7 @@ use super::{
     pace::Pace,
     path::{Query, split},
     problem::Problem,
+    uploads,
 };
 
 /// What is sent back, whatever made it.
@@ -52,7 +53,7 @@ const EXPOSED: &str = "accept-ranges, content-length, content-range, etag, link,
 
 /// All endpoints, the first that matches being the one that answers. A room is a line here.
 pub fn table() -> Vec<Endpoint> {
-    [health::endpoints(), files::endpoints()].into_iter().flatten().collect()
+    [health::endpoints(), files::endpoints(), uploads::endpoints()].into_iter().flatten().collect()
 }
 
 type Routing = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;

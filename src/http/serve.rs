@@ -116,6 +116,11 @@ impl Server {
         Ok(Self { listener, address, node, limits: within_files(limits) })
     }
 
+    /// What it serves.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address

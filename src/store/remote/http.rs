@@ -127,13 +127,13 @@ impl Wanted {
 
 /// One server.
 pub struct Http {
-    client: Client,
+    pub(super) client: Client,
     /// As it was given.
     url: String,
     /// Where the files are, without a slash at the end.
     base: Url,
     options: HttpOptions,
-    requests: AtomicU64,
+    pub(super) requests: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -386,7 +386,7 @@ impl Http {
     }
 }
 
-fn parse(url: &str) -> Result<Url, RemoteError> {
+pub(super) fn parse(url: &str) -> Result<Url, RemoteError> {
     let wrong = |reason| RemoteError::Url { url: url.to_owned(), reason };
     let parsed = Url::parse(url).map_err(|_| wrong("it cannot be read as one"))?;
     if !matches!(parsed.scheme(), "http" | "https") {
@@ -428,7 +428,7 @@ fn client(base: &Url, options: &HttpOptions) -> Result<Client, RemoteError> {
     builder.build().map_err(|source| RemoteError::Client { source })
 }
 
-fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
+pub(super) fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
     RemoteError::Unreachable { url: url.to_string(), source: source.without_url() }
 }
 
@@ -449,7 +449,7 @@ fn refused(url: &Url, answer: &Response) -> RemoteError {
 }
 
 /// A header's text; nothing where it is not there, twice, or no text.
-fn header<'a>(headers: &'a HeaderMap, name: &reqwest::header::HeaderName) -> &'a str {
+pub(super) fn header<'a>(headers: &'a HeaderMap, name: &reqwest::header::HeaderName) -> &'a str {
     let mut all = headers.get_all(name).iter();
     match (all.next(), all.next()) {
         (Some(value), None) => value.to_str().unwrap_or_default(),

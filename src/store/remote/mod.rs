@@ -14,6 +14,7 @@
 mod cache;
 mod error;
 mod http;
+mod send;
 
 use std::{
     collections::HashMap,
@@ -29,6 +30,7 @@ use self::{
 pub use self::{
     error::RemoteError,
     http::{Http, HttpOptions, Traffic},
+    send::{Question, Sent},
 };
 use super::files::{Disk, Files, ReadFile, WriteFile};
 
