@@ -53,7 +53,7 @@ fn a_delta_is_submitted_over_http_sealed_beside_the_server_and_answered_again() 
     // One writer, and any number of readers.
     let second = run.run("submit LEDGER DELTA3 --round 1 --key KEY3", "");
     assert_eq!(second.status.code(), Some(11));
-    let reader = run.start("serve LEDGER --listen 127.0.0.1:0 --json");
+    let reader = run.start("serve LEDGER --listen 127.0.0.1:0 --metrics off --json");
     let refused = run.run("submit URL DELTA3 --round 1 --key KEY3", &reader.url);
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(refused.status.code() == Some(1) && said.contains("uploads-off"), "{said}");
@@ -492,7 +492,8 @@ fn a_client_goes_on_when_the_server_comes_back_and_when_it_was_killed_itself() {
     // The server too; the next client finds nobody for a while, then goes on.
     desk.kill();
     let client = run.command(submit, &url).stdout(Stdio::piped()).spawn().unwrap();
-    let words = format!("serve LEDGER --uploads --listen {address} --json --log warn");
+    let words =
+        format!("serve LEDGER --uploads --listen {address} --metrics off --json --log warn");
     let desk = run.start(&words);
     let output = client.wait_with_output().unwrap();
     assert!(output.status.success());

@@ -65,6 +65,10 @@ pub enum CliError {
     GenesisRound,
     #[error("{}", verdict_text(.0))]
     Verdict(Verdict),
+    #[error(
+        "which chain, subnet and hotkey? The genesis names none: give --genesis, --netuid and --hotkey"
+    )]
+    AnchorPlace,
     #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
     AnchorWhere,
     #[cfg(not(feature = "chain"))]
@@ -108,7 +112,7 @@ pub enum CliError {
     #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
     #[error("the demo did not give what it should: {0}")]
-    Demo(&'static str),
+    Demo(String),
 }
 
 fn verdict_text(verdict: &Verdict) -> &'static str {
@@ -148,7 +152,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,
-        CliError::AnchorWhere => USAGE,
+        CliError::AnchorPlace | CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,

@@ -41,7 +41,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    /// Trains a small model with five miners and a cheat, seals, replays, proves and tampers.
     Demo(DemoArgs),
     /// Starts a run from a checkpoint.
     Init(InitArgs),
@@ -90,6 +90,9 @@ struct DemoArgs {
     /// Where to put the demo's ledger and files: a new or an empty directory.
     #[arg(long, default_value = "gradledger-demo")]
     dir: PathBuf,
+    /// Training steps of a miner in a round: fewer are faster and teach less.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    steps: u32,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,

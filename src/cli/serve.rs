@@ -24,7 +24,7 @@ use crate::{
     ledger::{Ledger, LedgerError, submit::Submitter, uploads::UploadDesk},
     store::{
         StoreError,
-        config::{Config, ServeChoice, UploadsChoice},
+        config::{Config, MetricsAddress, ServeChoice, UploadsChoice},
     },
     types::{progress::Silent, record::MinersPolicy},
 };
@@ -32,6 +32,8 @@ use crate::{
 use super::{FoldArgs, WriterArgs, commands::open_writer, exit::CliError, output::print};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8472);
+
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8473);
 
 /// Threads that may wait for the disk at once.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -48,6 +50,9 @@ pub struct ServeArgs {
     /// Where to listen [default: 127.0.0.1:8472].
     #[arg(long, value_name = "ADDRESS:PORT", env = "GRADLEDGER_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Where Prometheus finds /metrics, or `off` [default: 127.0.0.1:8473].
+    #[arg(long, value_name = "ADDRESS:PORT|off", env = "GRADLEDGER_METRICS")]
+    metrics: Option<MetricsAddress>,
     /// Most connections at once [default: 1024, or what the limit of open files allows].
     #[arg(long, value_name = "N", env = "GRADLEDGER_CONNECTIONS_MAX")]
     connections_max: Option<NonZeroUsize>,
@@ -94,6 +99,7 @@ enum LogFormat {
 #[derive(Serialize)]
 struct ServeDocument {
     listen: SocketAddr,
+    metrics: Option<SocketAddr>,
 }
 
 pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
@@ -114,12 +120,18 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         .map_err(ServeError::Start)?;
     runtime.block_on(async {
         let listen = args.listen.or(chosen.listen).unwrap_or(LISTEN);
-        let server = Server::bind(node, listen, limits(args, &chosen)).await?;
+        let metrics = match args.metrics.or(chosen.metrics) {
+            Some(MetricsAddress::Off) => None,
+            Some(MetricsAddress::At(address)) => Some(address),
+            None => Some(METRICS),
+        };
+        let server = Server::bind(node, listen, metrics, limits(args, &chosen)).await?;
         let taking = match &desk {
             Some((_, desk)) => Some(take_uploads(args, server.node(), desk.clone())?),
             None => None,
         };
-        let document = ServeDocument { listen: server.address() };
+        let document =
+            ServeDocument { listen: server.address(), metrics: server.metrics_address() };
         print(args.json, &document, || format!("listening on http://{}\n", document.listen))?;
         let stop = stop_signal().map_err(ServeError::Start)?;
         server.run(stop).await;

@@ -256,7 +256,7 @@ fn base(
 }
 
 /// Stores the delta: a directory of segments, or a file in Templar's layout.
-fn admit_delta(
+pub(super) fn admit_delta(
     ledger: &Ledger,
     place: &Place,
     path: &Path,

@@ -14,13 +14,16 @@ use std::{
 
 use super::{
     blob::Blocks,
+    manifests::Opened,
+    metrics::Metrics,
     problem::Problem,
+    submissions::Entries,
     uploads::Door,
     visible::{Published, Tensors},
 };
 use crate::{
     ledger::{Ledger, LedgerError},
-    store::{log::LogFiles, place::Place},
+    store::{artifacts::StoredDelta, hashes::HashesReader, log::LogFiles, place::Place},
 };
 
 /// How old a look at the heads may be.
@@ -43,8 +46,12 @@ pub struct Node {
     reads: AtomicBool,
     draining: AtomicBool,
     tensors: Mutex<Tensors>,
+    hashes: Mutex<Opened<HashesReader>>,
+    deltas: Mutex<Opened<StoredDelta>>,
+    entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
     uploads: OnceLock<Arc<Door>>,
+    metrics: Metrics,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -66,8 +73,12 @@ impl Node {
             reads: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             tensors: Mutex::default(),
+            hashes: Mutex::default(),
+            deltas: Mutex::default(),
+            entries: Mutex::default(),
             blocks: Arc::default(),
             uploads: OnceLock::new(),
+            metrics: Metrics::default(),
         }))
     }
 
@@ -166,6 +177,26 @@ impl Node {
     /// Where uploads are handed in, if they are taken.
     pub fn uploads(&self) -> Option<Arc<Door>> {
         self.uploads.get().cloned()
+    }
+
+    /// Manifests that are open.
+    pub fn hashes(&self) -> MutexGuard<'_, Opened<HashesReader>> {
+        lock(&self.hashes)
+    }
+
+    /// Deltas that are open.
+    pub fn deltas(&self) -> MutexGuard<'_, Opened<StoredDelta>> {
+        lock(&self.deltas)
+    }
+
+    /// Where statements and miners stand in the submissions log.
+    pub fn entries(&self) -> MutexGuard<'_, Entries> {
+        lock(&self.entries)
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Buffers for what is sent.

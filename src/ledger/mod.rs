@@ -26,6 +26,7 @@ pub mod show;
 pub mod submit;
 pub mod tables;
 pub mod uploads;
+pub mod witness;
 pub mod writer;
 
 use crate::{

@@ -172,7 +172,9 @@ impl Run {
 
     /// Starts `serve`, with uploads.
     pub fn serve(&self, more: &str) -> Desk {
-        let words = format!("serve LEDGER --uploads --listen 127.0.0.1:0 --json --log warn{more}");
+        let words = format!(
+            "serve LEDGER --uploads --listen 127.0.0.1:0 --metrics off --json --log warn{more}"
+        );
         self.start(&words)
     }
 
