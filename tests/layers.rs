@@ -42,7 +42,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bytes", &["store/segment/", "http/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
     ("base64", &["merkle/", "store/keys/"]),
-    ("getrandom", &["store/keys/"]),
+    ("getrandom", &["store/keys/", "http/uploads.rs", "sync/submit.rs"]),
     ("hex", &["types/digest.rs", "merkle/note.rs", "import/wallet/keyfile.rs"]),
     ("schnorrkel", &["codec/sr25519.rs"]),
     ("argon2", &["import/wallet/encrypted.rs"]),
