@@ -6,7 +6,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -20,6 +20,7 @@ use super::{
     metrics::Metrics,
     problem::Problem,
     submissions::Entries,
+    uploads::Door,
     visible::{Published, Tensors},
 };
 use crate::{
@@ -58,6 +59,7 @@ pub struct Node {
     deltas: Mutex<Opened<StoredDelta>>,
     entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
+    uploads: OnceLock<Arc<Door>>,
     metrics: Metrics,
 }
 
@@ -85,6 +87,7 @@ impl Node {
             deltas: Mutex::default(),
             entries: Mutex::default(),
             blocks: Arc::default(),
+            uploads: OnceLock::new(),
             metrics: Metrics::default(),
         }))
     }
@@ -183,6 +186,17 @@ impl Node {
     /// Which tensors belong to states that are kept.
     pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
         lock(&self.tensors)
+    }
+
+    /// Takes uploads from now on; once.
+    pub fn open_uploads(&self, door: Arc<Door>) {
+        // A second door would be to the same ledger.
+        let _ = self.uploads.set(door);
+    }
+
+    /// Where uploads are handed in, if they are taken.
+    pub fn uploads(&self) -> Option<Arc<Door>> {
+        self.uploads.get().cloned()
     }
 
     /// Manifests that are open.

@@ -146,6 +146,11 @@ impl Server {
         Ok(Self { listener, address, metrics, node, limits: within_files(limits) })
     }
 
+    /// What it serves.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
