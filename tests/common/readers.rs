@@ -360,8 +360,10 @@ fn log(bytes: &[u8]) -> Outcome {
         256.. => String::new(),
         partial => format!(".p/{partial}"),
     };
-    memory.put(&place.root.join(format!("tile/0/000{width}")), tile.to_vec());
-    memory.put(&place.root.join(format!("tile/entries/000{width}")), bundle.to_vec());
+    if !tile.is_empty() {
+        memory.put(&place.root.join(format!("tile/0/000{width}")), tile.to_vec());
+        memory.put(&place.root.join(format!("tile/entries/000{width}")), bundle.to_vec());
+    }
     let log = LogReader::open(Arc::new(memory), &place.root).map_err(text)?;
     let last = log.size().saturating_sub(1);
     let _ = (log.leaf_hash(last), log.root_at(last), log.inclusion_proof(0, log.size()));
