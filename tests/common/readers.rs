@@ -53,7 +53,7 @@ use gradledger::{
         json,
         manifest::{ArtifactId, Manifest, ManifestId},
         record::{Disposition, DispositionsId, RoundsEntry},
-        submission::Submission,
+        submission::{Miner, Submission},
         tensor::Dtype,
     },
 };
@@ -309,8 +309,8 @@ fn plan(bytes: &[u8]) -> Outcome {
     let artifact = ArtifactId { root: Digest::default(), bytes: 96 };
     let (memory, place) = stored(|place| place::plan(&place.root, &artifact), bytes);
     let read = plan::read(&memory, &place.root, &artifact, 1, 2, 4).map_err(text)?;
-    let _ = plan::check_columns(&memory, &place.root, &artifact, &read, &["wq"], &[]);
-    Ok(())
+    let miners = [Miner::Uid(7), Miner::Hotkey(Digest([0x44; 32]))];
+    plan::check_columns(&memory, &place.root, &artifact, &read, &["wq"], &miners).map_err(text)
 }
 
 /// The segment of the vectors: three entries.
@@ -320,8 +320,7 @@ fn dispositions(bytes: &[u8]) -> Outcome {
     let entries = dispositions::read_entries(&memory, &place.root, &id).map_err(text)?;
     let read = |entry: &bytes::Bytes| json::from_slice::<Disposition>(entry).map_err(text);
     let rows = entries.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let _ = dispositions::check_columns(&memory, &place.root, &id, &rows);
-    Ok(())
+    dispositions::check_columns(&memory, &place.root, &id, &rows).map_err(text)
 }
 
 /// The table that [`table`] reads.
