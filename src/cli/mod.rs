@@ -1,4 +1,4 @@
-//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+//! Layer 8: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -16,7 +16,10 @@ mod man;
 mod output;
 mod progress;
 mod prove;
+mod serve;
+mod source;
 mod submit;
+mod sync;
 mod verify;
 
 use crate::{
@@ -40,7 +43,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    /// Trains a small model with five miners and a cheat, seals, replays, proves and tampers.
     Demo(DemoArgs),
     /// Starts a run from a checkpoint.
     Init(InitArgs),
@@ -67,6 +70,8 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Brings a copy of a ledger to its newest or a given state.
+    Sync(sync::SyncArgs),
     /// Checks every claim of a ledger with keys from outside.
     Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
@@ -75,6 +80,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
     Anchor(anchor::AnchorArgs),
+    /// Serves the ledger over HTTP.
+    Serve(serve::ServeArgs),
     /// Examines the machine and a ledger's configuration, and says what to mend.
     Doctor(DoctorArgs),
     /// Prints a completion script.
@@ -91,6 +98,9 @@ struct DemoArgs {
     /// Where to put the demo's ledger and files: a new or an empty directory.
     #[arg(long, default_value = "gradledger-demo")]
     dir: PathBuf,
+    /// Training steps of a miner in a round: fewer are faster and teach less.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    steps: u32,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -335,8 +345,8 @@ struct SealArgs {
 
 #[derive(Debug, Args)]
 struct ReplayArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, or the first and the last of a range.
     #[arg(long, value_name = "W[..W2]")]
     round: RoundRange,
@@ -378,8 +388,8 @@ impl std::str::FromStr for RoundRange {
 /// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis")]
     round: At,
@@ -407,8 +417,8 @@ enum DtypeName {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, with what came of each submission.
     #[arg(long)]
     round: Option<u64>,
@@ -422,9 +432,8 @@ struct ShowArgs {
 struct LogArgs {
     #[command(subcommand)]
     command: Option<LogCommand>,
-    /// The ledger.
-    #[arg(required = true)]
-    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -461,8 +470,8 @@ struct RotateKeyArgs {
 
 #[derive(Debug, Args)]
 struct DiffArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -502,7 +511,7 @@ struct GcArgs {
 
 #[derive(Debug, Args)]
 struct FsckArgs {
-    /// The ledger.
+    /// The ledger's directory; a server is for `audit`.
     ledger: PathBuf,
     #[command(flatten)]
     fold: FoldArgs,
@@ -554,10 +563,12 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Sync(args) => sync::sync(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
+        Command::Serve(args) => serve::serve(args),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Man(args) => man::man(&args.out),
         Command::Completions { shell } => {

@@ -10,6 +10,7 @@ use gradledger::{
     audit::{trust::Trust, verify::verify},
     codec::{
         sr25519::SIGNATURE_BYTES,
+        ss58,
         statement::{STATEMENT_BYTES, Statement},
     },
     import::{
@@ -20,7 +21,7 @@ use gradledger::{
         source::Source,
         templar::{AggregatorFile, ForeignDelta, GradientFile, PeersFile},
         torch::{TensorRef, TorchArchive},
-        wallet::{Hotkey, ss58},
+        wallet::Hotkey,
         zip::Archive,
     },
     ledger::submit::Receipt,
