@@ -38,6 +38,8 @@ pub enum Check {
     Dispositions,
     /// Derived again from the log they are the same.
     Derivation,
+    /// What the auditor holds receipts for is in the log, and its round disposes of it.
+    Receipts,
     /// Accepted deltas keep the rules of intake.
     Acceptances,
     /// Refused uploads break the rule that their refusal names.
@@ -54,7 +56,7 @@ pub enum Check {
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Format,
         Self::RoundsSignature,
         Self::SubmissionsSignature,
@@ -68,6 +70,7 @@ impl Check {
         Self::Statements,
         Self::Dispositions,
         Self::Derivation,
+        Self::Receipts,
         Self::Acceptances,
         Self::Refusals,
         Self::Descriptor,
@@ -92,6 +95,7 @@ impl Check {
             Self::Statements => "statements",
             Self::Dispositions => "dispositions",
             Self::Derivation => "derivation",
+            Self::Receipts => "receipts",
             Self::Acceptances => "acceptances",
             Self::Refusals => "refusals",
             Self::Descriptor => "descriptor",
@@ -262,6 +266,24 @@ impl Checklist {
         holds
     }
 
+    /// Takes over what came of the checks of one of several sides.
+    pub fn absorb(&mut self, side: &str, lines: &[Line]) {
+        let named = |text: &str| format!("{side}: {text}");
+        for line in lines {
+            if line.status == Status::NotRequired && line.not_done.is_empty() {
+                self.not_required(line.check);
+                continue;
+            }
+            let under = self.under(line.check);
+            under.begun = true;
+            under.checked += line.checked;
+            under.missing.extend(line.not_done.iter().map(|why| named(why)));
+            under.found += line.found;
+            let named = |f: &Finding| Finding { text: named(&f.text), ..f.clone() };
+            under.findings.extend(line.findings.iter().map(named));
+        }
+    }
+
     /// Nobody asks for it.
     pub fn not_required(&mut self, check: Check) {
         self.under(check).asked = false;
@@ -281,6 +303,11 @@ impl Checklist {
     /// How many things were found that speak against `check`.
     pub fn findings(&self, check: Check) -> u64 {
         self.lines.get(&check).map_or(0, |under| under.found)
+    }
+
+    /// The first things that were found to speak against `check`.
+    pub fn found_of(&self, check: Check) -> &[Finding] {
+        self.lines.get(&check).map_or(&[], |under| &under.findings)
     }
 
     /// What came of each, in the order of [`Check`].

@@ -6,7 +6,7 @@
 use std::io::Write;
 
 use crate::{
-    ledger::{At, Ledger, LedgerError, check},
+    ledger::{At, Ledger, LedgerError, check, submit::Receipt},
     merkle::{
         manifest::manifest_leaves,
         pieces::{piece_length, piece_proof},
@@ -19,15 +19,22 @@ use crate::{
         log::LogReader,
         segment::{self, LogicalBytes},
     },
-    types::{digest::Digest, json, manifest::PIECE_BYTES, progress::Progress},
+    types::{
+        digest::Digest,
+        json::{self, JsonError},
+        manifest::{PIECE_BYTES, group},
+        progress::Progress,
+        submission::Submission,
+    },
 };
 
 use super::{
     archive::ArchiveError,
     bundle::{
-        Claim, Disposed, HeadsClaim, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim,
-        TreeProof, write,
+        Claim, Disposed, HeadsClaim, PieceClaim, RecordsClaim, RoundClaim, SubmissionClaim,
+        TensorClaim, TreeProof, write,
     },
+    prove_fold::prove_fold,
 };
 
 /// Bytes of a tensor that are written at once.
@@ -50,6 +57,16 @@ pub enum ProveBundleError {
     NoSubmission { index: u64, size: u64 },
     #[error(transparent)]
     Tree(#[from] ProveError<NoNode>),
+    #[error("the rule does not fold tensor {position} of the manifest, or it has no piece {piece}")]
+    NotFolded { position: usize, piece: u64 },
+    #[error("submission {index} is no delta of this model")]
+    NoDelta { index: u64 },
+    #[error("the plan of round {round} is not stored")]
+    NoPlan { round: u64 },
+    #[error("a stored disposition: {0}")]
+    Disposition(JsonError),
+    #[error("the receipt: {0}")]
+    Receipt(JsonError),
 }
 
 impl From<StoreError> for ProveBundleError {
@@ -69,9 +86,35 @@ pub enum Target {
     Submission(u64),
     /// A round.
     Round(u64),
+    /// That the record of a round continues the one before.
+    Records(u64),
+    /// What came of the entry that a receipt was given for.
+    Receipt(Box<Receipt>),
+    /// The fold of a round: position of the tensor in the manifest, and the piece.
+    Fold(u64, usize, u64),
 }
 
-type Members = Vec<(&'static str, Vec<u8>)>;
+impl Target {
+    /// The fold of a piece of the tensor called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProveBundleError::NoTensor`], or that the state's manifest does not read.
+    pub fn fold(
+        ledger: &Ledger,
+        round: u64,
+        name: &str,
+        piece: u64,
+    ) -> Result<Self, ProveBundleError> {
+        let state = ledger.checkpoint(ledger.state(At::Round(round))?)?;
+        let position = state.manifest().position(group::WEIGHTS, name);
+        let missing = || ProveBundleError::NoTensor { name: name.to_owned() };
+        Ok(Self::Fold(round, position.ok_or_else(missing)?, piece))
+    }
+}
+
+/// Members of a bundle, in order.
+pub(super) type Members = Vec<(&'static str, Vec<u8>)>;
 
 /// Writes the bundle of `target` to `to`.
 ///
@@ -88,7 +131,10 @@ pub fn prove<W: Write>(
         Target::Piece(at, name, piece) => prove_piece(ledger, *at, name, *piece, to),
         Target::Tensor(at, name) => prove_tensor(ledger, *at, name, to, progress),
         Target::Submission(index) => prove_submission(ledger, *index, to),
-        Target::Round(round) => prove_round(ledger, *round, to),
+        Target::Round(round) => prove_round(ledger, *round, None, to),
+        Target::Records(round) => prove_records(ledger, *round, to),
+        Target::Receipt(receipt) => prove_receipt(ledger, receipt, to),
+        Target::Fold(round, tensor, piece) => prove_fold(ledger, *round, *tensor, *piece, to),
     }
 }
 
@@ -122,7 +168,7 @@ pub fn log_members(
     Ok(vec![(names[0], entry), (names[1], proof.to_text().into_bytes())])
 }
 
-const RECORD: [&str; 2] = ["record.json", "record.tlog-proof"];
+pub(super) const RECORD: [&str; 2] = ["record.json", "record.tlog-proof"];
 
 fn round_number(at: At) -> Option<u64> {
     match at {
@@ -256,41 +302,111 @@ fn prove_submission<W: Write>(ledger: &Ledger, index: u64, to: W) -> Result<W, P
     Ok(write(to, &claim, &members)?.finish()?)
 }
 
-fn prove_round<W: Write>(ledger: &Ledger, round: u64, to: W) -> Result<W, ProveBundleError> {
-    let position = ledger.position(round)?;
-    let sealed = &ledger.sealed()[position];
-    let (window, log) = (sealed.record.submissions, ledger.submissions_log());
+/// The genesis, the record of a round, and the one before it, if there is one.
+fn record_members(ledger: &Ledger, position: usize) -> Result<(Members, bool), ProveBundleError> {
     let mut members = genesis_members(ledger)?;
     let before = position.checked_sub(1).map(|at| &ledger.sealed()[at]);
     if let Some(before) = before {
         let names = ["previous.json", "previous.tlog-proof"];
         members.extend(log_members(ledger.rounds_log(), before.index, names)?);
     }
-    members.extend(log_members(ledger.rounds_log(), sealed.index, RECORD)?);
-    let mut lines = Vec::new();
-    for entry in log.entries(window.start..window.end).map_err(StoreError::from)? {
-        lines.extend(entry.map_err(StoreError::from)?);
-        lines.push(b'\n');
+    members.extend(log_members(ledger.rounds_log(), ledger.sealed()[position].index, RECORD)?);
+    Ok((members, before.is_some()))
+}
+
+fn prove_records<W: Write>(ledger: &Ledger, round: u64, to: W) -> Result<W, ProveBundleError> {
+    let (members, follows) = record_members(ledger, ledger.position(round)?)?;
+    let claim = Claim::Records(RecordsClaim { round, follows });
+    Ok(write(to, &claim, &members)?.finish()?)
+}
+
+fn prove_receipt<W: Write>(
+    ledger: &Ledger,
+    receipt: &Receipt,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let entry: Submission =
+        json::from_slice(receipt.entry.as_bytes()).map_err(ProveBundleError::Receipt)?;
+    prove_round(ledger, entry.round(), Some(receipt), to)
+}
+
+/// A receipt's entry, and its proof as C2SP tlog-proof has it.
+fn receipt_members(receipt: &Receipt, names: [&'static str; 2]) -> Members {
+    let (hashes, note) = (receipt.proof.clone(), receipt.head.clone());
+    let proof = LogProof { index: receipt.index, hashes, note };
+    vec![(names[0], receipt.entry.clone().into_bytes()), (names[1], proof.to_text().into_bytes())]
+}
+
+/// Writes the bundle of a receipt's entry and of the one that the log holds in its place.
+///
+/// # Errors
+///
+/// [`ProveBundleError`] if the log does not reach so far.
+pub fn prove_receipt_fork<W: Write>(
+    ledger: &Ledger,
+    receipt: &Receipt,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let (log, index) = (ledger.submissions_log(), receipt.index);
+    if index >= log.size() {
+        return Err(ProveBundleError::NoSubmission { index, size: log.size() });
     }
-    members.push(("submissions.jsonl", lines));
-    let line = |entry: Vec<u8>| [entry, b"\n".to_vec()].concat();
-    let entries = dispositions(ledger, position)?;
-    members.push(("dispositions.jsonl", entries.into_iter().flat_map(line).collect()));
-    let plan = stored_plan(ledger, sealed);
+    let mut members = receipt_members(receipt, ENTRIES[0]);
+    members.extend(log_members(log, index, ENTRIES[1])?);
+    Ok(write(to, &Claim::Entries, &members)?.finish()?)
+}
+
+/// Writes the bundle of what two rounds logs hold at `index`.
+///
+/// # Errors
+///
+/// [`ProveBundleError`] if one of them does not reach so far.
+pub fn prove_entries<W: Write>(
+    [a, b]: [&Ledger; 2],
+    index: u64,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let mut members = log_members(a.rounds_log(), index, ENTRIES[0])?;
+    members.extend(log_members(b.rounds_log(), index, ENTRIES[1])?);
+    Ok(write(to, &Claim::Entries, &members)?.finish()?)
+}
+
+const ENTRIES: [[&str; 2]; 2] = [["a.json", "a.tlog-proof"], ["b.json", "b.tlog-proof"]];
+
+fn prove_round<W: Write>(
+    ledger: &Ledger,
+    round: u64,
+    receipt: Option<&Receipt>,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let position = ledger.position(round)?;
+    let sealed = &ledger.sealed()[position];
+    let (window, log) = (sealed.record.submissions, ledger.submissions_log());
+    let (mut members, follows) = record_members(ledger, position)?;
+    if let Some(receipt) = receipt {
+        members.extend(receipt_members(receipt, ["receipt.json", "receipt.tlog-proof"]));
+    }
+    let entries = log.entries(window.start..window.end).map_err(StoreError::from)?;
+    let entries = entries.collect::<Result<Vec<_>, _>>().map_err(StoreError::from)?;
+    members.push(("submissions.jsonl", jsonl(entries)));
+    members.push(("dispositions.jsonl", jsonl(dispositions(ledger, position)?)));
+    let plan = stored_plan(ledger, sealed).filter(|_| receipt.is_none());
     let has_plan = plan.is_some();
     members.extend(plan.map(|bytes| ("plan", bytes)));
-    let claim = Claim::Round(RoundClaim {
-        round,
-        follows: before.is_some(),
-        edge: log.edge_at(window.start).map_err(StoreError::from)?,
-        plan: has_plan,
-    });
+    let edge = log.edge_at(window.start).map_err(StoreError::from)?;
+    let claim = RoundClaim { round, follows, edge, plan: has_plan };
+    let claim = if receipt.is_some() { Claim::Receipt(claim) } else { Claim::Round(claim) };
     Ok(write(to, &claim, &members)?.finish()?)
+}
+
+/// A line for each.
+pub(super) fn jsonl(lines: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    lines.into_iter().flat_map(|line| [line, b"\n".to_vec()].concat()).collect()
 }
 
 /// The entries that give the record's root: as stored, else derived again. Those of a record that
 /// lies are stored alone, and its bundle shows the lie.
-fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, LedgerError> {
+pub(super) fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, LedgerError> {
     let id = &ledger.sealed()[position].record.dispositions;
     let (files, root) = (&*ledger.place().files, &ledger.place().root);
     let stored = segment::dispositions::read_entries(files, root, id).unwrap_or_default();
@@ -303,7 +419,7 @@ fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, Ledger
 }
 
 /// The plan's bytes, where they are stored.
-fn stored_plan(ledger: &Ledger, sealed: &crate::ledger::Sealed) -> Option<Vec<u8>> {
+pub(super) fn stored_plan(ledger: &Ledger, sealed: &crate::ledger::Sealed) -> Option<Vec<u8>> {
     let (files, root) = (&*ledger.place().files, &ledger.place().root);
     let bins = 1 << ledger.rule().code_bits();
     let stored = segment::plan::open(files, root, &sealed.record.plan, bins).ok()?;

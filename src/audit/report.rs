@@ -5,7 +5,7 @@
 use serde::Serialize;
 
 use super::checks::{Line, Verdict, verdict};
-use crate::{merkle::head::TreeHead, types::digest::Digest};
+use crate::{ledger::submit::Receipt, merkle::head::TreeHead, types::digest::Digest};
 
 /// What a report says it is.
 pub const FORMAT: &str = "gradledger-report/1";
@@ -46,6 +46,21 @@ pub enum Evidence {
     },
     /// The bundle of this round is refuted by its own entries.
     Round(u64),
+    /// The record of this round does not continue the one before.
+    Records(u64),
+    /// The record of its round leaves out the entry that this receipt was given for.
+    Receipt(Receipt),
+    /// The log holds another entry in the place of the one that this receipt was given for.
+    ReceiptFork(Receipt),
+    /// A piece of the state after a round does not follow.
+    Fold {
+        /// The round.
+        round: u64,
+        /// The tensor's name.
+        tensor: String,
+        /// The piece of it.
+        piece: u64,
+    },
 }
 
 /// The ledger as its heads have it.

@@ -14,6 +14,7 @@ use super::{
     deltas::Intake,
     heads::{KeptHeads, check_continues},
     pieces::{Population, SampledRound, note},
+    receipts::check_receipts,
     report::{Evidence, Report, SampleView, Scope, Subject, TrustView},
     sample::{draw, shares},
     trust::Trust,
@@ -28,6 +29,7 @@ use crate::{
         },
         replay::{ReplayOptions, replay, stored_plan},
         seal::FoldOptions,
+        submit::Receipt,
         thread_pool,
     },
     merkle::{head::TreeHead, note::SignedNote},
@@ -48,12 +50,14 @@ pub struct AuditOptions<'a> {
     pub plan: bool,
     /// Where the auditor keeps the newest head of each log.
     pub heads: Option<&'a Path>,
+    /// Receipts that the auditor holds.
+    pub receipts: Vec<Receipt>,
     /// How to fold.
     pub fold: FoldOptions,
 }
 
 /// What an audit checks.
-const CHECKS: [Check; 16] = [
+const CHECKS: [Check; 17] = [
     Check::RoundsSignature,
     Check::SubmissionsSignature,
     Check::Witnesses,
@@ -65,6 +69,7 @@ const CHECKS: [Check; 16] = [
     Check::Statements,
     Check::Dispositions,
     Check::Derivation,
+    Check::Receipts,
     Check::Acceptances,
     Check::Refusals,
     Check::Descriptor,
@@ -115,7 +120,10 @@ pub fn audit(
         }
         let rounds: Vec<_> =
             positions.clone().map(|position| (position, audit.round(position))).collect();
-        audit.contents(&positions, &rounds)
+        let scope = audit.contents(&positions, &rounds)?;
+        audit.receipts(trust);
+        audit.pieces();
+        Ok::<_, LedgerError>(scope)
     })?;
     if let Some(dir) = options.heads {
         keep_heads(&ledger, &list, dir)?;
@@ -274,18 +282,47 @@ impl Audit<'_> {
         }
     }
 
-    /// What follows about a round from the logs alone. What does not is evidence: the round's bundle.
+    /// What follows about a round from the logs alone. What does not may be shown to others: the
+    /// records, or the round with all its entries.
     fn round(&mut self, position: usize) -> Followed {
-        const FROM_THE_LOG: [Check; 4] =
-            [Check::Records, Check::Windows, Check::Statements, Check::Derivation];
-        let found = |list: &Checklist| FROM_THE_LOG.map(|check| list.findings(check));
+        const OF_RECORDS: [Check; 2] = [Check::Records, Check::Windows];
+        const OF_ENTRIES: [Check; 2] = [Check::Statements, Check::Derivation];
+        let found = |list: &Checklist| {
+            [OF_RECORDS, OF_ENTRIES].map(|checks| checks.map(|check| list.findings(check)))
+        };
         let before = found(self.list);
         let followed = self.follow(position);
-        if found(self.list) != before {
-            let round = self.ledger.sealed()[position].record.round;
+        let [records, entries] = found(self.list);
+        let round = self.ledger.sealed()[position].record.round;
+        if records != before[0] {
+            self.evidence.push(Evidence::Records(round));
+        }
+        if entries != before[1] {
             self.evidence.push(Evidence::Round(round));
         }
         followed
+    }
+
+    /// What was promised to those whose receipts the auditor holds.
+    fn receipts(&mut self, trust: &Trust) {
+        let receipts = &self.options.receipts;
+        if receipts.is_empty() {
+            return self.list.not_required(Check::Receipts);
+        }
+        self.evidence.extend(check_receipts(self.list, self.ledger, receipts, trust));
+    }
+
+    /// Each piece that was found not to follow may be shown to others.
+    fn pieces(&mut self) {
+        for finding in self.list.found_of(Check::Fold) {
+            let Finding { round: Some(round), tensor: Some(tensor), piece: Some(piece), .. } =
+                finding
+            else {
+                continue;
+            };
+            let (round, tensor, piece) = (*round, tensor.clone(), *piece);
+            self.evidence.push(Evidence::Fold { round, tensor, piece });
+        }
     }
 
     fn follow(&mut self, position: usize) -> Followed {

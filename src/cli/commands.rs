@@ -510,7 +510,7 @@ struct DiffDocument {
 }
 
 pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = Ledger::open(args.ledger.as_deref().unwrap_or(Path::new(".")))?;
     let newest = || ledger.sealed().last().map_or(At::Genesis, |s| At::Round(s.record.round));
     let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
     let document = DiffDocument { tensors };
