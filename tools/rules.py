@@ -107,6 +107,7 @@ def fused(a, b, c):  # a * b + c, rounded once: the product is exact in f64; the
     if math.isfinite(near) and (exact := Fraction(a * b) + Fraction(c)) != near and not struct.pack("<d", near)[0] & 1:
         near = math.nextafter(near, math.inf if exact > near else -math.inf)
     return f32(near)
+def same(a, b): return a == b or a != a and b != b
 def floats(data): return struct.unpack("<%df" % (len(data) // 4), data)
 def rate(rule):  # The learning rate, of a rule whose parameters are ones.
     lr = struct.unpack(">f", bytes.fromhex(rule["lr_f32"]))[0]
@@ -142,11 +143,24 @@ class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and
     def plan(self, miners):  # The length of such a plan, and the bytes of the tensor's rows.
         row = miners * (16 + 8 * self.rule["bins"])
         return row * self.tensors, (row * self.before, row * (self.before + 1))
-    def factors(self, plan):  # One a miner, of the tensor's rows of the plan.
-        for norm, factor, flags in (struct.unpack_from("<QII", plan, at) for at in range(0, len(plan), 16 + 8 * self.rule["bins"])):
+    def factors(self, plan):  # (norm, factor, counts) of each miner: the tensor's rows of the plan.
+        row = struct.Struct("<QII%dQ" % self.rule["bins"])
+        for norm, factor, flags, *counts in row.iter_unpack(plan):
             need(flags == 0 and (factor <= 0x3f800000 or factor == 0x7fc00000), "flags or a factor")
             need(norm <= 0x7ff0000000000000 or norm == 0x7ff8000000000000, "a norm")
-            yield struct.unpack("<f", struct.pack("<I", factor))[0]
+            yield *struct.unpack("<df", struct.pack("<QI", norm, factor)), counts
+    def coherent(self, rows, books):  # Factors follow from the norms, native norms from the counts, and all codes are counted.
+        native = self.rule["norm"] == "histogram-f64"
+        step = float if native else f32
+        norms = [step(norm) for norm, _, _ in rows]
+        median = math.nan if any(map(math.isnan, norms)) else sorted(norms)[(len(norms) - 1) // 2] if norms else 0
+        for (norm, factor, counts), values in zip(rows, map(self.values, books)):
+            need(sum(counts) == self.blocks * self.k, "not all codes are counted")
+            found = step(median / step(step(norm) + step(1e-8)))
+            need(same(factor, 1.0 if found > 1 else f32(found)), "the norms give another factor")
+            total = 0.0
+            for count, value in zip(counts, values): total += float(count) * (value * value)
+            need(not native or same(norm, math.sqrt(total)), "the counts give another norm")
     def values(self, book):  # What each code stands for, of a book that intake takes.
         need(all(map(math.isfinite, floats(book))), "a book that is not finite")
         values = [f32(value + floats(book)[-1]) for value in floats(book)[:-1]]

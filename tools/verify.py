@@ -303,10 +303,12 @@ class Judge:
         books, codes, places = zip(*([take(found, *fold.span(found["group"])) for found in three] for three in artifacts)) or ((),) * 3
         need(not pieces.read(1) and next(proofs, None) is None, "more pieces than the fold takes")
         self.step("plan", signed=True)
-        factors = [*fold.factors(plan)]
+        rows = [*fold.factors(plan)]
         self.step("acceptances", signed=True)
-        levels = [[f32(value * factor) for value in fold.values(book)] for book, factor in zip(books, factors)]
+        levels = [[f32(value * factor) for value in fold.values(book)] for book, (_, factor, _) in zip(books, rows)]
         sent = [[*fold.entries(index, code)] for index, code in zip(places, codes)]
+        self.step("plan", signed=True)
+        fold.coherent(rows, books)
         self.step("fold", signed=True)
         need(sha(fold.next(state, record["skipped"], levels, sent)) == digest, "the fold gives another piece")
     def accepted(self, claim, record, fold):  # Descriptors of book, code and index of each accepted delta, in ledger order.

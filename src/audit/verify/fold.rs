@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use gradledger_kernels::{cpu, levels::levels};
+use gradledger_kernels::{cpu, levels::levels, norm::histogram_f64};
 
 use super::{Check, Judge, Verified, judge};
 use crate::{
@@ -25,6 +25,7 @@ use crate::{
         pieces::{piece_length, verify_piece},
         tree::{leaf_hash, verify_inclusion},
     },
+    plan::factors,
     types::{
         digest::Digest,
         json,
@@ -33,7 +34,7 @@ use crate::{
         },
         plan::{Plan, PlanRow},
         record::{ACCEPTED_MAX, Disposition, RoundRecord},
-        rule::{Dialect, Rule, SparseMeanSgd},
+        rule::{Dialect, Norm, Rule, SparseMeanSgd},
         submission::{Content, Submission},
         tensor::Dtype,
     },
@@ -106,6 +107,7 @@ impl Judge<'_> {
         let plan = Plan::from_bytes(&plan, 1, deltas.len(), 1 << rule.code_bits());
         let plan = self.agrees(Check::Plan, plan)?;
         let rows = self.rows(rule, &folded, &deltas, &plan.rows)?;
+        self.agrees(Check::Plan, coherent(rule, &folded, &deltas, &plan.rows))?;
         let expected = refold(&record, rule, &folded, &mut state, rows);
         let expected = self.agrees(Check::Fold, expected)?;
         let found = claim.digest;
@@ -248,6 +250,40 @@ fn distinct(folded: &FoldedPiece<'_>, rows: &[Vec<RunRows>]) -> Result<(), Strin
                     ));
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+/// As much of the plan's rows as follows from them and the books: that factors follow from the norms,
+/// norms of the native recipe from the counts, and that all codes are counted. Whether the counts are
+/// those of the codes takes whole deltas to say, as does the norm by torch's recipe.
+fn coherent(
+    rule: &SparseMeanSgd,
+    folded: &FoldedPiece<'_>,
+    deltas: &[Delta],
+    rows: &[PlanRow],
+) -> Result<(), String> {
+    let entries = folded.tensor.grid.blocks() * folded.tensor.k;
+    for (miner, (delta, row)) in deltas.iter().zip(rows).enumerate() {
+        let book = Book::from_bytes(&delta.book);
+        let values = levels(&book.lookup, book.shift, 1.0);
+        let counted = row.counts.iter().try_fold(0, |sum: u64, count| sum.checked_add(*count));
+        if counted != Some(entries) {
+            return Err(format!("miner {miner} in ledger order: not all codes are counted"));
+        }
+        let norm = histogram_f64(&row.counts, &values);
+        let same = norm.to_bits() == row.norm.to_bits() || norm.is_nan() && row.norm.is_nan();
+        if rule.norm == Norm::HistogramF64 && !same {
+            let text = format!("the counts give norm {norm}, the plan has {}", row.norm);
+            return Err(format!("miner {miner} in ledger order: {text}"));
+        }
+    }
+    let norms: Vec<f64> = rows.iter().map(|row| row.norm).collect();
+    for (miner, (factor, row)) in factors(rule.norm, &norms).iter().zip(rows).enumerate() {
+        if factor.to_bits() != row.factor.to_bits() {
+            let text = format!("the norms give factor {factor}, the plan has {}", row.factor);
+            return Err(format!("miner {miner} in ledger order: {text}"));
         }
     }
     Ok(())
