@@ -52,11 +52,15 @@ pub enum Check {
     Plan,
     /// The fold done again gives the next state.
     Fold,
+    /// Receipts prove that heads were anchored.
+    AnchorReceipts,
+    /// The log is the one whose heads were anchored.
+    AnchoredHeads,
 }
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 22] = [
         Self::Format,
         Self::RoundsSignature,
         Self::SubmissionsSignature,
@@ -77,6 +81,8 @@ impl Check {
         Self::Bytes,
         Self::Plan,
         Self::Fold,
+        Self::AnchorReceipts,
+        Self::AnchoredHeads,
     ];
 
     /// The name in reports and on the command line.
@@ -102,6 +108,8 @@ impl Check {
             Self::Bytes => "bytes",
             Self::Plan => "plan",
             Self::Fold => "fold",
+            Self::AnchorReceipts => "anchor-receipts",
+            Self::AnchoredHeads => "anchored-heads",
         }
     }
 
@@ -194,6 +202,8 @@ pub enum Verdict {
     Mismatch,
     /// A signature does not hold.
     BadSignature,
+    /// An anchor contradicts the log.
+    Contradiction,
 }
 
 /// The checks of one audit or bundle, under way.
@@ -336,6 +346,9 @@ pub fn verdict(lines: &[Line]) -> Verdict {
     let failed = |line: &&Line| line.status == Status::Failed;
     if lines.iter().filter(failed).any(|line| line.check.is_signature()) {
         return Verdict::BadSignature;
+    }
+    if lines.iter().filter(failed).any(|line| line.check == Check::AnchoredHeads) {
+        return Verdict::Contradiction;
     }
     if lines.iter().any(|line| failed(&line)) {
         return Verdict::Mismatch;

@@ -5,6 +5,7 @@
 //!
 //! Trust: keys come from the auditor. What a ledger says of its own key proves nothing.
 
+pub mod anchors;
 pub mod archive;
 pub mod bundle;
 pub mod checks;

@@ -4,7 +4,10 @@
 
 use serde::Serialize;
 
-use super::checks::{Line, Verdict, verdict};
+use super::{
+    anchors::AnchorsReport,
+    checks::{Line, Verdict, verdict},
+};
 use crate::{ledger::submit::Receipt, merkle::head::TreeHead, types::digest::Digest};
 
 /// What a report says it is.
@@ -25,6 +28,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// Each of them.
     pub checks: Vec<Line>,
+    /// What anchors show, where there are any.
+    pub anchors: Option<AnchorsReport>,
     /// What can be shown to others: not part of the document.
     #[serde(skip)]
     pub evidence: Vec<Evidence>,
@@ -170,6 +175,7 @@ impl Report {
             trust,
             verdict,
             checks,
+            anchors: None,
             evidence: Vec::new(),
             run: None,
         }

@@ -10,6 +10,7 @@
 use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, sync::Arc};
 
 use super::{
+    anchors::check_anchors,
     checks::{Check, Checklist, Finding},
     deltas::Intake,
     heads::{KeptHeads, check_continues},
@@ -23,6 +24,7 @@ use crate::{
     codec::layout::Layout,
     ledger::{
         Ledger, LedgerError,
+        anchored::AnchorTrust,
         check::{
             Before, CheckedRound, check_dispositions, check_record, check_rotations,
             check_statement, check_window, derive,
@@ -52,12 +54,28 @@ pub struct AuditOptions<'a> {
     pub heads: Option<&'a Path>,
     /// Receipts that the auditor holds.
     pub receipts: Vec<Receipt>,
+    /// How anchors are judged.
+    pub anchors: AnchorOptions<'a>,
     /// How to fold.
     pub fold: FoldOptions,
 }
 
+/// How an audit judges anchors. Contradictions always count.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnchorOptions<'a> {
+    /// What is known of the chain from elsewhere.
+    pub trust: AnchorTrust<'a>,
+    /// Receipts are required, and have to prove what they say.
+    pub required: bool,
+    /// Takes blocks that no authority set signed for.
+    pub included: bool,
+    /// In which blocks every commitment of the hotkey should be accounted for; none means from the
+    /// first receipt to the last.
+    pub blocks: Option<(u32, u32)>,
+}
+
 /// What an audit checks.
-const CHECKS: [Check; 17] = [
+const CHECKS: [Check; 19] = [
     Check::RoundsSignature,
     Check::SubmissionsSignature,
     Check::Witnesses,
@@ -75,6 +93,8 @@ const CHECKS: [Check; 17] = [
     Check::Descriptor,
     Check::Plan,
     Check::Fold,
+    Check::AnchorReceipts,
+    Check::AnchoredHeads,
 ];
 
 /// Those of them that look at each round.
@@ -106,7 +126,7 @@ pub fn audit(
     };
     let positions = positions(&ledger, options.rounds.as_ref())?;
     let pool = thread_pool(options.fold.threads)?;
-    let mut evidence = Vec::new();
+    let (mut evidence, mut anchors) = (Vec::new(), None);
     let scope = pool.install(|| {
         let evidence = &mut evidence;
         let mut audit = Audit { ledger: &ledger, options, list: &mut list, evidence, progress };
@@ -123,6 +143,7 @@ pub fn audit(
         let scope = audit.contents(&positions, &rounds)?;
         audit.receipts(trust);
         audit.pieces();
+        anchors = check_anchors(audit.list, audit.ledger, &audit.options.anchors)?;
         Ok::<_, LedgerError>(scope)
     })?;
     if let Some(dir) = options.heads {
@@ -135,7 +156,7 @@ pub fn audit(
         submissions: ledger.submissions_log().head().into(),
     };
     let report = Report::new(Some(subject), scope, trust_view(trust), list.lines());
-    Ok(Report { evidence, ..report })
+    Ok(Report { evidence, anchors, ..report })
 }
 
 /// Under which check it falls that a ledger does not open.

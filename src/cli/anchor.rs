@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use gradledger_anchor::{exclusive::Coverage, grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
+use gradledger_anchor::{grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
 use serde::Serialize;
 
 use crate::{
@@ -16,8 +16,8 @@ use crate::{
         Ledger, LedgerError,
         anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
         anchored::{
-            AnchorTrust, AnchorView, AnchorsView, Finality, PlaceBy, Relation, SealedBetween,
-            exclusive, judge, judge_all, sealed_between,
+            AnchorTrust, AnchorView, AnchorsView, ExclusiveView, Finality, PlaceBy, Relation,
+            SealedBetween, exclusive_view, judge, judge_all, sealed_between,
         },
         writer::LedgerWriter,
     },
@@ -100,6 +100,19 @@ struct VerifyArgs {
     /// The ledger that a receipt is compared with.
     #[arg(long)]
     ledger: Option<PathBuf>,
+    #[command(flatten)]
+    trust: AnchorTrustArgs,
+    /// Between which blocks this round was sealed [default: every round].
+    #[arg(long)]
+    round: Option<u64>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What an auditor knows of the chain from elsewhere.
+#[derive(Debug, Args)]
+pub struct AnchorTrustArgs {
     /// The GRANDPA authorities: JSON, `{"set_id":N,"authorities":[{"key":HEX,"weight":1},..]}`.
     #[arg(long, value_name = "FILE")]
     authorities: Option<PathBuf>,
@@ -115,16 +128,33 @@ struct VerifyArgs {
     /// Who anchors: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = address, requires = "genesis")]
     hotkey: Option<Digest>,
-    /// Between which blocks this round was sealed [default: every round].
-    #[arg(long)]
-    round: Option<u64>,
     /// Whether the hotkey committed to nothing else in these blocks [default: from the first receipt
     /// to the last].
     #[arg(long, value_name = "A..B")]
     blocks: Option<BlockRange>,
-    /// One JSON document on stdout.
-    #[arg(long)]
-    json: bool,
+}
+
+impl AnchorTrustArgs {
+    /// Chain, subnet and hotkey, if they were given.
+    pub fn place(&self) -> Option<AnchorPlace> {
+        let (chain_genesis, netuid) = (self.genesis?, self.netuid?);
+        Some(AnchorPlace { netuid, chain_genesis, hotkey: self.hotkey? })
+    }
+
+    /// Who signs for blocks, if that was given.
+    pub fn authorities(&self) -> Result<Option<AuthoritySet>, CliError> {
+        self.authorities.as_deref().map(read_authorities).transpose()
+    }
+
+    /// Whether the operator's word for blocks is taken.
+    pub fn included(&self) -> bool {
+        self.included
+    }
+
+    /// The blocks that are asked about.
+    pub fn blocks(&self) -> Option<(u32, u32)> {
+        self.blocks.map(|range| (range.first, range.last))
+    }
 }
 
 /// `A..B`, both ends included.
@@ -298,26 +328,12 @@ impl Status {
     }
 }
 
-#[derive(Serialize)]
-struct ExclusiveView {
-    first: u32,
-    last: u32,
-    exclusive: bool,
-    text: String,
-}
-
 fn verify(args: &VerifyArgs) -> Result<(), CliError> {
-    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
-    let place = match (args.genesis, args.netuid, args.hotkey) {
-        (Some(chain_genesis), Some(netuid), Some(hotkey)) => {
-            Some(AnchorPlace { netuid, chain_genesis, hotkey })
-        }
-        _ => None,
-    };
-    let trust = AnchorTrust { place, authorities: authorities.as_ref() };
+    let authorities = args.trust.authorities()?;
+    let trust = AnchorTrust { place: args.trust.place(), authorities: authorities.as_ref() };
     let (ledger, anchors) = judge_target(args, trust)?;
     let exclusive = match &ledger {
-        Some(ledger) => judge_exclusive(args, ledger, &anchors)?,
+        Some(ledger) => exclusive_view(ledger, &anchors, args.trust.blocks())?,
         None => None,
     };
     let rounds = match &ledger {
@@ -362,30 +378,6 @@ fn read_authorities(path: &Path) -> Result<AuthoritySet, CliError> {
     serde_json::from_slice(&bytes).map_err(|error| io(error.into()))
 }
 
-fn judge_exclusive(
-    args: &VerifyArgs,
-    ledger: &Ledger,
-    anchors: &AnchorsView,
-) -> Result<Option<ExclusiveView>, LedgerError> {
-    let first = anchors.receipts.iter().map(|r| r.set_in).min();
-    let last = anchors.receipts.iter().filter_map(|r| r.shown_at.number.try_into().ok()).max();
-    let own = first.zip(last).map(|(first, last)| BlockRange { first, last });
-    let Some(BlockRange { first, last }) = args.blocks.or(own) else { return Ok(None) };
-    let coverage = exclusive(ledger, anchors, first..=last)?;
-    let text = match coverage {
-        Coverage::Exclusive => "every commitment of the hotkey is a head of this log".to_owned(),
-        Coverage::Gap { from, to } => {
-            format!("no receipt shows what stood there in blocks {from} to {to}")
-        }
-        Coverage::Foreign { slot } => {
-            let what = slot.digest.map_or("something else".to_owned(), |digest| digest.to_string());
-            format!("block {} set {what}, which is no head of this log", slot.block)
-        }
-    };
-    let exclusive = coverage == Coverage::Exclusive;
-    Ok(Some(ExclusiveView { first, last, exclusive, text }))
-}
-
 fn rounds(
     args: &VerifyArgs,
     ledger: &Ledger,
@@ -416,7 +408,7 @@ fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<Check
     let mut lines = vec![
         line("place", known, "the chain, subnet and hotkey that are meant", false),
         line("state", proven, "the digest stood in the state below the block's header", false),
-        line("block", justified, "the given authorities signed for the block", args.included),
+        line("block", justified, "the given authorities signed for the block", args.trust.included),
         line("log", in_log, "the log starts with the anchored head", !compared),
     ];
     if !anchors.without_receipt.is_empty() {
@@ -430,19 +422,29 @@ fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<Check
 
 fn text(document: &VerifyDocument) -> String {
     let check = |c: &CheckLine| format!("{:<13} {:<9} {}\n", c.status.name(), c.check, c.text);
-    let mut text: String = document.checks.iter().map(check).collect();
-    for anchor in &document.anchors.receipts {
-        let AnchorView { size, set_in, shown_at, value, .. } = anchor;
+    let checks: String = document.checks.iter().map(check).collect();
+    let exclusive = document.exclusive.as_ref();
+    checks + &anchors_text(&document.anchors.receipts, exclusive, &document.rounds)
+}
+
+/// What receipts show.
+pub fn anchors_text(
+    receipts: &[AnchorView],
+    exclusive: Option<&ExclusiveView>,
+    rounds: &[SealedBetween],
+) -> String {
+    let mut text = String::new();
+    for AnchorView { size, set_in, shown_at, value, .. } in receipts {
         text += &format!(
             "anchor  {size:>6} entries  set in block {set_in}, shown at {}  {value}\n",
             shown_at.number
         );
     }
-    if let Some(ExclusiveView { first, last, exclusive, text: why }) = &document.exclusive {
+    if let Some(ExclusiveView { first, last, exclusive, text: why }) = exclusive {
         let word = if *exclusive { "exclusive" } else { "not exclusive" };
         text += &format!("{word} in blocks {first} to {last}: {why}\n");
     }
-    for SealedBetween { round, after, before } in &document.rounds {
+    for SealedBetween { round, after, before } in rounds {
         let after = after
             .map_or("no block that a receipt shows".to_owned(), |b| format!("block {}", b.number));
         let before = before.map_or("no block yet".to_owned(), |b| format!("block {b}"));

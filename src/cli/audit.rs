@@ -12,16 +12,17 @@ use crate::{
     audit::{
         evidence::show,
         report::{Evidence, Report, RunView},
-        run::{AuditOptions, audit as audit_ledger},
+        run::{AnchorOptions, AuditOptions, audit as audit_ledger},
         sample::PIECES_MAX,
     },
-    ledger::{Ledger, seal::FoldOptions, submit::Receipt},
+    ledger::{Ledger, anchored::AnchorTrust, seal::FoldOptions, submit::Receipt},
     store::files::{Disk, create_dir_durable, read_whole, write_whole},
     types::progress::Progress,
 };
 
 use super::{
     FoldArgs, RoundRange,
+    anchor::{AnchorTrustArgs, anchors_text},
     exit::CliError,
     output::{document, print},
     verify::{TrustArgs, ended, lines_text},
@@ -61,6 +62,11 @@ pub struct AuditArgs {
     /// Where to put evidence: bundles that show others what the log's key signed and contradicts itself.
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
+    /// Anchors are required, and have to prove what they say; implied by --authorities and --included.
+    #[arg(long)]
+    anchors: bool,
+    #[command(flatten)]
+    anchor: AnchorTrustArgs,
     /// Also writes the report to this file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -86,7 +92,7 @@ fn seed(text: &str) -> Result<Seed, String> {
 }
 
 pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let trust = args.trust.read()?;
+    let (trust, authorities) = (args.trust.read()?, args.anchor.authorities()?);
     let sample = args.sample.zip(args.seed.clone()).map(|(count, Seed(seed))| (count, seed));
     let options = AuditOptions {
         rounds: args.rounds.map(|range| range.first..=range.last),
@@ -95,6 +101,12 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         plan: args.plan,
         heads: args.heads.as_deref(),
         receipts: args.receipt.iter().map(|path| read_receipt(path)).collect::<Result<_, _>>()?,
+        anchors: AnchorOptions {
+            trust: AnchorTrust { place: args.anchor.place(), authorities: authorities.as_ref() },
+            required: args.anchors || authorities.is_some() || args.anchor.included(),
+            included: args.anchor.included(),
+            blocks: args.anchor.blocks(),
+        },
         fold: FoldOptions::from(&args.fold),
     };
     let (started, clock) = (SystemTime::now(), Instant::now());
@@ -165,5 +177,9 @@ fn text(report: &Report) -> String {
             text += &format!("  {percent} % wrong: missed with {}\n", missed.probability);
         }
     }
-    text + &lines_text(&report.checks)
+    text += &lines_text(&report.checks);
+    if let Some(anchors) = &report.anchors {
+        text += &anchors_text(&anchors.receipts, anchors.exclusive.as_ref(), &anchors.rounds);
+    }
+    text
 }

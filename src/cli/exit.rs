@@ -107,6 +107,7 @@ fn verdict_text(verdict: &Verdict) -> &'static str {
         }
         Verdict::Mismatch => "a check failed: the list says which, and where",
         Verdict::BadSignature => "a signature does not hold: the list says whose",
+        Verdict::Contradiction => "an anchor contradicts the log: the list says which",
     }
 }
 
@@ -126,6 +127,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Verdict(Verdict::Incomplete) => INCOMPLETE,
         CliError::Verdict(Verdict::Mismatch) => MISMATCH,
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
+        CliError::Verdict(Verdict::Contradiction) => CONTRADICTION,
         CliError::Delta(error) => delta_code(error),
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]

@@ -417,6 +417,7 @@ fn agree(all: &[(String, Vec<u8>)], key: VerifierKey) -> Option<(usize, usize, u
             Verdict::Incomplete => 3,
             Verdict::Mismatch => 20,
             Verdict::BadSignature => 21,
+            Verdict::Contradiction => 22,
         };
         let found: Vec<&str> =
             with(&verified.lines, Status::Failed).into_iter().map(Check::as_str).collect();
