@@ -94,7 +94,7 @@ def derive(record, window):  # The dispositions of a window's (index, entry) pai
         if not why and "delta" in content:
             copied = [(m, at) for m, at in senders[spelled(content["delta"])].items() if native and m != miner and at < index]
             why = "duplicate-submission", f"one submission, the one at index {valid.get(miner)}", "a later one"
-            if copied: why = "duplicate-delta", "a delta of the miner's own", "the delta of %s at index %d" % (named(copied[0][0]), copied[0][1])
+            if copied: why = "duplicate-delta", "a delta of the miner's own", f"the delta of {named(copied[0][0])} at index {copied[0][1]}"
         verdict = {"rejected": dict(zip(("code", "expected", "found"), why), tensor=None) if why else content["refused"]}
         if miner in order and valid[miner] == index: verdict = {"accepted": {"order": order.index(miner)}}
         found.append({"index": index, "miner": miner, "verdict": verdict})
@@ -139,7 +139,8 @@ class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and
         return {"type": "delta", "group": group, "name": self.name, "dtype": dtype, "shape": shape,
                 "bytes": math.prod(shape) * SIZES[dtype], "piece_log2": 16, "root": root}
     def span(self, group):  # The bytes of it that the piece takes.
-        return (0, self.wide[group]) if group == "book" else (self.around.start * self.wide[group], self.around.stop * self.wide[group])
+        first, end = (0, 1) if group == "book" else (self.around.start, self.around.stop)
+        return first * self.wide[group], end * self.wide[group]
     def plan(self, miners):  # The length of such a plan, and the bytes of the tensor's rows.
         row = miners * (16 + 8 * self.rule["bins"])
         return row * self.tensors, (row * self.before, row * (self.before + 1))
@@ -154,7 +155,7 @@ class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and
         step = float if native else f32
         norms = [step(norm) for norm, _, _ in rows]
         median = math.nan if any(map(math.isnan, norms)) else sorted(norms)[(len(norms) - 1) // 2] if norms else 0
-        for (norm, factor, counts), values in zip(rows, map(self.values, books)):
+        for (norm, factor, counts), values in zip(rows, books):
             need(sum(counts) == self.blocks * self.k, "not all codes are counted")
             found = step(median / step(step(norm) + step(1e-8)))
             need(same(factor, 1.0 if found > 1 else f32(found)), "the norms give another factor")
@@ -175,14 +176,16 @@ class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and
             need(max(places) < self.block and len(set(places)) == self.k, "a position beyond its block, or twice in it")
             start = block // across * self.height * self.columns + block % across * self.width
             for entry, place in enumerate(places):
-                yield start + place // self.width * self.columns + place % self.width, codes >> self.bits * entry & self.rule["bins"] - 1
+                element = start + place // self.width * self.columns + place % self.width
+                yield element, codes >> self.bits * entry & self.rule["bins"] - 1
     def next(self, state, skipped, levels, sent):  # The piece after the fold of what miners sent, each with its levels.
         sums, lr, (unchanged, state) = {}, rate(self.rule), (state, bytearray(state))
         for level, entries in zip(levels, sent):
             for element, code in entries:
                 total, count = sums.get(element, (0.0, 0))
                 sums[element] = f32(total + level[code]), count + 1
-        deltas = {at: f32(total / (count if self.rule["mean"] == "contributors" else len(levels))) for at, (total, count) in sums.items()}
+        each = self.rule["mean"] == "contributors"
+        deltas = {at: f32(total / (count if each else len(levels))) for at, (total, count) in sums.items()}
         odd = min((element for element, delta in deltas.items() if not math.isfinite(delta)), default=None)
         witness = {found["tensor"]: found["element"] for found in skipped}.get(self.tensor)
         if witness is not None:

@@ -1,110 +1,14 @@
 #!/usr/bin/env python3
-"""A second verifier of bundles, written from schema/bundle.md; shares no code and no table with src/. The rules are in rules.py.
+"""A second verifier of bundles, written from schema/bundle.md; shares no code and no table with src/. Logs are in tlog.py, what a
+run's records say and its rules give in rules.py.
 
-Needs Python 3.9 and `cryptography`, for Ed25519. Exits as `gradledger verify` does; stops at the first check that fails (of a
-dispute, of each side). Not done here: miners' sr25519 signatures (`statements`). Whatever is raised while a bundle is read is a
-refusal, named by the check under way; it is evidence if what was being compared is proven to be signed."""
-import argparse, base64, contextlib, hashlib, io, json, re, sys
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from rules import CLAIMS, DISPOSITION, GENESIS, PIECE, RECORD, SUBMISSION, Fold, derive, descriptor, f32, need, rate, read, sent, spelled
-def sha(*parts): return hashlib.sha256(b"".join(parts)).digest()
-def leaf(entry): return sha(b"\0", entry)
-def node(left, right): return sha(b"\1", left, right)
-# ---- trees: schema/merkle.md ----
-def inclusion(index, hashes, size, found, root):
-    last, hashes = size - 1, [*map(bytes.fromhex, hashes)]
-    need(index <= last, "the tree has no such leaf")
-    while last > 0:
-        if index & 1 or index < last:
-            found = node(hashes.pop(0), found) if index & 1 else node(found, hashes.pop(0))
-        index, last = index >> 1, last >> 1
-    need(not hashes and found.hex() == root, "the proof leads elsewhere")
-def root_of(leaves, size=0, edge=()):  # The tree of `size` leaves with this right edge, grown by `leaves`.
-    need(bin(size).count("1") == len(edge), "an edge of another size")
-    edge = [*map(bytes.fromhex, edge)]
-    for found in leaves:
-        left, size = size, size + 1
-        while left & 1: found, left = node(edge.pop(), found), left >> 1
-        edge.append(found)
-    while len(edge) > 1: edge[-2:] = [node(*edge[-2:])]
-    return (edge[0] if edge else sha()).hex()
-def consistent(old, new, hashes):  # Whether the proof of RFC 6962, 2.1.2 shows that `new` starts with `old`.
-    if not old.size or old.size == new.size: return old.root == new.root or not old.size
-    first, last, hashes = old.size - 1, new.size - 1, [*map(bytes.fromhex, hashes)]
-    while first & 1: first, last = first >> 1, last >> 1
-    left = right = hashes.pop(0) if first and hashes else bytes.fromhex(old.root)
-    while last and (hashes or first == last):
-        if first & 1: left, right = node(hashes[0], left), node(hashes.pop(0), right)
-        elif first < last: right = node(right, hashes.pop(0))
-        first, last = first >> 1, last >> 1
-    return not last and not hashes and (left.hex(), right.hex()) == (old.root, new.root)
-def artifact(pieces):  # Root and length of logical bytes.
-    found = [(len(piece), leaf(sha(piece))) for piece in pieces]
-    return {"bytes": sum(length for length, _ in found), "root": root_of(hashed for _, hashed in found)}
-# ---- signed notes, keys, policies: schema/log.md, schema/policy.md ----
-P, WEAK = 2**255 - 19, {0, 1, 2**255 - 20, *(int.from_bytes(bytes.fromhex(y), "little") for y in (
-    "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05",
-    "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"))}
-def strong(point): return (y := int.from_bytes(point, "little") & 2**255 - 1) < P and y not in WEAK
-def b64(text, least=0, most=1 << 20):
-    found = base64.b64decode(text, validate=True)
-    need(base64.b64encode(found).decode() == text and least <= len(found) <= most, "base64")
-    return found
-def decimal(text): return int(need(re.fullmatch("0|[1-9][0-9]{0,19}", text, re.A) and int(text) < 2**64, "a number") and text)
-def read_key(text, kinds):
-    name, number, key = re.fullmatch(r"([^\s+]+)\+([0-9a-f]{8})\+(.*)", text).groups()
-    key = b64(key, 33, 33)
-    need(key[0] in kinds and strong(key[1:]) and number == sha(name.encode(), b"\n", key)[:4].hex(), "a key")
-    return name, bytes.fromhex(number), key
-class Note:
-    def __init__(self, data):
-        text, at = data.decode(), data.decode().rfind("\n\n")
-        need(len(data) <= 1 << 20 and not re.search(r"[\0-\x09\x0b-\x1f]", text), "control character")
-        self.text, lines = text[:at + 1], text[at + 2:-1].split("\n")
-        need(at >= 0 and text.endswith("\n") and len(lines) <= 100, "signature lines")
-        lines = [re.fullmatch(r"\u2014 ([^\s+]+) (\S+)", line).groups() for line in lines]
-        self.signatures = [(name, b64(found, 5)[:4], b64(found)[4:]) for name, found in lines]
-        lines = need(all(self.text[:-1].split("\n")), "an empty line") and self.text.split("\n")
-        self.origin, self.size, self.root = lines[0], decimal(lines[1]), b64(lines[2], 32, 32).hex()
-    def signers(self, keys):
-        found = set()
-        for name, number, signature in self.signatures:
-            for key in (key for key in keys if key[:2] == (name, number)):
-                message = self.text.encode()
-                if key[2][0] == 4:  # A witness signs a time, too.
-                    time, signature = int.from_bytes(signature[:8], "big"), signature[8:]
-                    message = need(time < 2**63, "a time") and b"cosignature/v1\ntime %d\n" % time + message
-                Ed25519PublicKey.from_public_bytes(key[2][1:]).verify(signature, message)
-                found.add(need(strong(signature[:32]), "a weak signature") and key)
-        return found
-    def is_by(self, key):
-        with contextlib.suppress(Exception): return self.signers([key])
-class Policy:
-    def __init__(self, text):
-        self.logs, self.parts, self.quorum, grouped = [], {}, None, {"none"}
-        for kind, *words in (re.split("[ \t]+", line.strip(" \t")) for line in text.split("\n")):
-            need(kind not in ("witness", "group") or words[0] not in [*self.parts, "none"], "a name twice")
-            if kind == "log" and len(words) in (1, 2):
-                self.logs.append(need((key := read_key(words[0], [1])) not in self.logs, "a log twice") and key)
-            elif kind == "witness" and len(words) in (2, 3):
-                key = self.parts[words[0]] = read_key(words[1], [4])
-                need([part[2] for part in self.parts.values() if len(part) == 3].count(key[2]) == 1, "a witness twice")
-            elif kind == "group" and len(words) > 2:
-                name, least, *members = words
-                need(all(member in self.parts and member not in grouped for member in members), "a member")
-                least = {"any": 1, "all": len(members)}.get(least) or decimal(least)
-                need(1 <= least <= len(members) == len(set(members)), "a threshold")
-                grouped.update(members)
-                self.parts[name] = least, members
-            elif kind == "quorum" and len(words) == 1:
-                self.quorum = need(not self.quorum and words[0] in [*self.parts, "none"], "a quorum") and words[0]
-            else: need(kind.startswith("#") or not kind, "a line of a policy")
-        need(self.quorum and self.logs, "a policy has a log and a quorum")
-    def met(self, note):
-        met, signers = {"none": True}, note.signers([part for part in self.parts.values() if len(part) == 3])
-        for name, part in self.parts.items():
-            met[name] = part in signers if len(part) == 3 else sum(met[m] for m in part[1]) >= part[0]
-        return met[self.quorum]
+Needs Python 3.9 and `cryptography`. Exits as `gradledger verify` does; stops at the first check that fails (of a dispute, of each
+side). Not done here: miners' sr25519 signatures (`statements`). Whatever is raised while a bundle is read is a refusal, named by
+the check under way; it is evidence if what is compared just then is proven to be signed."""
+import argparse, io, json, re, sys
+from tlog import Note, Policy, artifact, b64, consistent, decimal, inclusion, leaf, root_of, sha
+from rules import CLAIMS, DISPOSITION, GENESIS, PIECE, RECORD, SUBMISSION
+from rules import Fold, derive, descriptor, f32, need, rate, read, sent, spelled
 # ---- bundles: schema/bundle.md ----
 def header(name, size):
     start = name.encode().ljust(100, b"\0") + b"0000644\0" + 2 * b"0000000\0" + b"%011o\0%011o\0" % (size, 0)
@@ -115,8 +19,9 @@ def stems(claim):  # The entries of logs that a bundle holds, each with its log 
     lines, disposed = ["submissions.jsonl", "dispositions.jsonl"] + ["plan"] * claim.get("plan", 0), bool(claim.get("disposed"))
     return {"submission": (["genesis", "submission"] + ["record"] * disposed, ["disposition.json"] * disposed),
             "records": (records, []), "round": (records, lines), "receipt": (records + ["receipt"], lines),
-            "fold": (["record"], ["base.jsonl", "next.json", "dispositions.jsonl", "deltas.jsonl", "pieces"]), "entries": (["a", "b"], []),
-            "heads": ([], ["a.note", "b.note"]), "dispute": ([], ["a.tar", "b.tar"])}.get(kind, (["record"], ["descriptor.json", kind]))
+            "fold": (["record"], ["base.jsonl", "next.json", "dispositions.jsonl", "deltas.jsonl", "pieces"]),
+            "entries": (["a", "b"], []), "heads": ([], ["a.note", "b.note"]), "dispute": ([], ["a.tar", "b.tar"]),
+            }.get(kind, (["record"], ["descriptor.json", kind]))
 def unpack(file):
     def member(name):
         block = file.read(512)
@@ -128,7 +33,8 @@ def unpack(file):
         need(file.read(-size % 512) == bytes(-size % 512), "padding")
         return body
     claim = read(member("bundle.json"), {"format": "gradledger-bundle/1", "claim": CLAIMS})["claim"]
-    found = {name: member(name) for name in [stem + end for stem in stems(claim)[0] for end in (".json", ".tlog-proof")] + stems(claim)[1]}
+    names = [stem + end for stem in stems(claim)[0] for end in (".json", ".tlog-proof")] + stems(claim)[1]
+    found = {name: member(name) for name in names}
     need(file.read(1025) == bytes(1024), "the end of the archive")
     return claim, found
 GROUPS = "book", "code", "index"
@@ -171,8 +77,8 @@ class Judge:
         if self.policy:
             keys = [key for key in self.policy.logs if key[0] == note.origin]
             if not keys and check == "submissions":  # One key signs both logs, under two names.
-                name = note.origin[:-len(check)] + "rounds"
-                keys = [(note.origin, sha(note.origin.encode(), b"\n", key[2])[:4], key[2]) for key in self.policy.logs if key[0] == name]
+                keys = [key[2] for key in self.policy.logs if key[0] == note.origin[:-len(check)] + "rounds"]
+                keys = [(note.origin, sha(note.origin.encode(), b"\n", key)[:4], key) for key in keys]
             need(any(note.is_by(key) for key in keys), "no known key signed it")
             self.step("witnesses")
             need(self.policy.met(note), "too few witnesses")
@@ -225,9 +131,10 @@ class Judge:
         self.step("windows")
         lines, edge = self.lines("submissions.jsonl"), (window["start"], claim["edge"])
         need(not before or root_of([], *edge) == before["submissions"]["root_at_end"], "another log before it")
-        need(len(lines) == window["end"] - window["start"] and root_of(map(leaf, lines), *edge) == window["root_at_end"], "another log")
+        need(len(lines) == window["end"] - window["start"], "not all of the window")
+        need(root_of(map(leaf, lines), *edge) == window["root_at_end"], "another log")
         self.step("windows", signed=True)
-        if receipt: need((receipt["index"], receipt["entry"]) in enumerate(lines, window["start"]), "it leaves out the receipt's entry")
+        if receipt: need(receipt in enumerate(lines, window["start"]), "it leaves out the receipt's entry")
         entries = [*enumerate((read(line, SUBMISSION) for line in lines), window["start"])]
         self.undone |= {"statements"} if any(entry["kind"] == "signed" for _, entry in entries) else set()
         self.step("plan")
@@ -238,19 +145,22 @@ class Judge:
         self.step("derivation", signed=True)
         need([spelled(found).encode() for found in derive(record, entries)] == lines, "other dispositions follow")
         accepted = sum(b'"accepted"' in line for line in lines)
-        need(accepted <= 255 and (accepted or record["next"] == record["base"] and not record["skipped"]), "too many, or a change by nobody")
-    def is_receipt(self, claim): self.is_round(claim, {"index": self.receipt[1], "entry": self.member["receipt.json"]})
+        unchanged = record["next"] == record["base"] and not record["skipped"]
+        need(accepted <= 255 and (accepted or unchanged), "too many are accepted, or nobody changed the state")
+    def is_receipt(self, claim): self.is_round(claim, (self.receipt[1], self.member["receipt.json"]))
     def dispositions(self, record):
         self.step("dispositions")
         lines = self.lines("dispositions.jsonl")
-        return need({"root": root_of(map(leaf, lines)), "count": len(lines)} == record["dispositions"], "other dispositions") and lines
+        need({"root": root_of(map(leaf, lines)), "count": len(lines)} == record["dispositions"], "other dispositions")
+        return lines
     def lines(self, name):
         *lines, end = self.member[name].split(b"\n")
         return need(end == b"" and all(lines), "a line without an end") and lines
     def one_log(self, texts):
         self.step("format")
         origin, other = (text.split("\n")[0] for text in texts)
-        return need(origin == other, "two logs") and "rounds" if origin.endswith("/rounds") else "submissions"
+        need(origin == other, "two logs")
+        return "rounds" if origin.endswith("/rounds") else "submissions"
     def is_heads(self, claim):  # One size with two roots is a fork; that a proof does not show consistency proves nothing.
         texts = [self.member[name].decode() for name in ("a.note", "b.note")]
         check = self.one_log(texts)
@@ -300,15 +210,16 @@ class Judge:
                 inclusion(index, next(proofs), -(-artifact["bytes"] // PIECE), leaf(sha(data)), artifact["root"])
             return found[start % PIECE:][:end - start]
         state, plan = take(before, 4 * fold.first, 4 * fold.end), take(record["plan"], *rows)
-        books, codes, places = zip(*([take(found, *fold.span(found["group"])) for found in three] for three in artifacts)) or ((),) * 3
+        deltas = [[take(found, *fold.span(found["group"])) for found in three] for three in artifacts]
         need(not pieces.read(1) and next(proofs, None) is None, "more pieces than the fold takes")
         self.step("plan", signed=True)
         rows = [*fold.factors(plan)]
         self.step("acceptances", signed=True)
-        levels = [[f32(value * factor) for value in fold.values(book)] for book, (_, factor, _) in zip(books, rows)]
-        sent = [[*fold.entries(index, code)] for index, code in zip(places, codes)]
+        values = [fold.values(book) for book, _, _ in deltas]
+        levels = [[f32(value * factor) for value in book] for book, (_, factor, _) in zip(values, rows)]
+        sent = [[*fold.entries(index, code)] for _, code, index in deltas]
         self.step("plan", signed=True)
-        fold.coherent(rows, books)
+        fold.coherent(rows, values)
         self.step("fold", signed=True)
         need(sha(fold.next(state, record["skipped"], levels, sent)) == digest, "the fold gives another piece")
     def accepted(self, claim, record, fold):  # Descriptors of book, code and index of each accepted delta, in ledger order.
@@ -326,7 +237,8 @@ class Judge:
             inclusion(index, proofs["submission"], window["end"], leaf(lines[at]), window["root_at_end"])
             who, content = sent(read(lines[at], SUBMISSION))
             self.step("acceptances", signed=True)
-            all.append((content["delta"], proofs, need(who == miner and "delta" in content, "accepted, but no delta") and lines[at + 1:at + 4]))
+            need(who == miner and "delta" in content, "accepted, but no delta")
+            all.append((content["delta"], proofs, lines[at + 1:at + 4]))
         self.step("bytes")
         for at, (delta, proofs, three) in enumerate(all):
             for group, line in zip(GROUPS, three):
@@ -337,7 +249,7 @@ class Judge:
     def is_dispute(self, claim):  # Two claims about one piece, each judged by itself.
         self.step("format")
         self.sides = [Judge(self.policy).judge(io.BytesIO(self.member[name + ".tar"]), only="fold") for name in "ab"]
-        self.failed = [(check, name + ": " + why, evidence) for name, side in zip("ab", self.sides) for check, why, evidence in side.failed]
+        for name, side in zip("ab", self.sides): self.failed += [(check, name + ": " + why, shown) for check, why, shown in side.failed]
         self.undone = {check for side in self.sides for check in side.undone}
         places = [(side.claim["round"], side.claim["tensor"], side.claim["piece"]["index"]) for side in self.sides if side.claim]
         need(len(places) == 2 and places[0] == places[1], "two pieces")

@@ -177,3 +177,58 @@ fn the_command_writes_a_dispute_of_ledgers_or_reports_that_verify_settles() {
     let (code, text) = gradledger(&["verify", "fold.tar", "--log-key", &key]);
     assert!(code == 20 && text.contains("EVIDENCE"), "{text}");
 }
+
+/// Book sizes, means, norms, ranks, rounds of nobody: whatever a rule folds, both verifiers fold it.
+#[test]
+fn both_verifiers_fold_what_any_rule_folds() {
+    let mut all = Vec::new();
+    for (bins, mean, seed) in
+        [(4, Mean::Contributors, 1), (16, Mean::All, 2), (256, Mean::Contributors, 3)]
+    {
+        let mut random = Random(seed);
+        let tensors = vec![
+            Tensor::random("a", &[300, 200], &mut random),
+            Tensor::random("b", &[33_000], &mut random),
+            Tensor::random("c", &[7, 26], &mut random),
+            Tensor::new("d.frozen", Dtype::I64, &[2], vec![0; 16]),
+        ];
+        let rule = SparseMeanSgd { bins, mean, ..rule(Dialect::Templar, 16, 10, bins) };
+        let model = Model { tensors, rule };
+        let run = Run::frozen(&model, true).unwrap().0;
+        for uid in 1..=5 {
+            let delta = model.delta(&mut random);
+            run.put(1, uid, &Gradient::of(&model, 1, &delta).write());
+        }
+        run.import(1, &[1, 2, 3, 4, 5], &[]);
+        run.seal(1);
+        // To the second round nobody sends anything that counts.
+        run.put(2, 1, b"cut");
+        run.import(2, &[1, 2], &[]);
+        run.seal(2);
+        for target in [(0, 0), (0, 3), (1, 0), (1, 2), (2, 0)] {
+            for round in [1, 2] {
+                let target = Target::Fold(round, target.0, target.1);
+                let bundle = prove(&run.open(), &target, Vec::new(), &Silent).unwrap();
+                let verified = verify(&bundle[..], &trust(rounds_key(&run)));
+                assert_eq!(verdict(&verified.lines), Verdict::Passed, "{target:?}: {verified:#?}");
+                all.push((format!("{bins} bins, {target:?}"), bundle));
+            }
+        }
+        let frozen = prove(&run.open(), &Target::Fold(1, 3, 0), Vec::new(), &Silent);
+        assert!(frozen.is_err());
+        let own: Vec<_> = all.drain(..).collect();
+        agree(&own, rounds_key(&run));
+    }
+    // The native rule: one that is folded, one refused, one a copy.
+    let run = signed();
+    for tensor in 0..3 {
+        let target = Target::Fold(1, tensor, 0);
+        all.push((
+            format!("{target:?}"),
+            prove(&run.open(), &target, Vec::new(), &Silent).unwrap(),
+        ));
+    }
+    if let Some((good, ..)) = agree(&all, rounds_key(&run)) {
+        assert_eq!(good, 3);
+    }
+}

@@ -6,6 +6,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../common/chain.rs"]
+#[allow(dead_code)] // Other tests use the rest.
+mod chain;
+
+mod anchors;
 mod attacks;
 mod bundles;
 mod disputes;
@@ -78,7 +83,7 @@ use gradledger::{
         progress::Silent,
         record::{Disposition, MinersPolicy, RoundRecord, RoundsEntry},
         refusal::{Code, Refusal},
-        rule::Dialect,
+        rule::{Dialect, Mean, SparseMeanSgd},
         submission::{Miner, Outcome, Signed, Submission},
         tensor::Dtype,
     },
@@ -358,19 +363,23 @@ struct Theirs {
     wrong: Vec<String>,
 }
 
+/// A Python with the Ed25519 package.
+fn python() -> Option<std::ffi::OsString> {
+    let named = std::env::var_os("GRADLEDGER_PYTHON");
+    let python = named.clone().unwrap_or_else(|| "python3".into());
+    let has = Command::new(&python).args(["-c", "import cryptography"]).output();
+    if has.is_ok_and(|output| output.status.success()) {
+        return Some(python);
+    }
+    println!("skipped: no Python with the cryptography package");
+    assert!(named.is_none(), "the Python that was named lacks it");
+    None
+}
+
 /// What `tools/verify.py` says of each bundle; nothing where Python or its Ed25519 package is not to be
 /// had.
 fn second_verifier(dir: &Path, bundles: &[PathBuf], key: &str) -> Option<Vec<Theirs>> {
-    let python = std::env::var_os("GRADLEDGER_PYTHON").unwrap_or_else(|| "python3".into());
-    let has = Command::new(&python).args(["-c", "import cryptography"]).output();
-    if !has.is_ok_and(|output| output.status.success()) {
-        println!("skipped: no Python with the cryptography package");
-        assert!(
-            std::env::var_os("GRADLEDGER_PYTHON").is_none(),
-            "the Python that was named lacks it"
-        );
-        return None;
-    }
+    let python = python()?;
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/verify.py");
     let output = Command::new(python)
         .arg(script)
