@@ -53,7 +53,7 @@ CLAIMS = ({"kind": "piece", "round": (None, N), "descriptor": PROOF, "piece": PR
           {"kind": "tensor", "round": (None, N), "descriptor": PROOF},
           {"kind": "submission", "index": N, "disposed": (None, {"round": N, "window": PROOF, "disposition": PROOF})},
           {"kind": "round", **ROUND}, {"kind": "receipt", **ROUND}, {"kind": "records", "round": N, "follows": BOOL},
-          {"kind": "heads", "proof": [H]}, {"kind": "entries"}, {"kind": "dispute"},
+          {"kind": "refusal", "index": N, "descriptor": PROOF}, {"kind": "heads", "proof": [H]}, {"kind": "entries"}, {"kind": "dispute"},
           {"kind": "fold", "round": N, "tensor": N, "next": [H], "digest": H, "piece": PROOF, "pieces": [[H]],
            "deltas": [{"submission": [H], "book": PROOF, "code": PROOF, "index": PROOF}]})
 def descriptor(data):
@@ -120,6 +120,7 @@ def grid(found, rule):  # Rows, columns, and those of a block; nothing if the ru
     height, width = (max(side for side in range(1, min(rule["chunk"], n) + 1) if n % side == 0) for n in shape)
     wide = shape[0] > 1 and 4 * height * shape[1] > 128 << 20
     return (*shape, height, width) if 2 <= height * width <= 4096 and not wide else None
+DECIDES = {"non-finite": "book", "magnitude": "book", "index-out-of-range": "index", "duplicate-index": "index", "code-out-of-range": "code"}
 class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and deltas it takes, and what they give.
     def __init__(self, rule, base, tensor, piece):
         grids = [grid(found, rule) for found in base]
@@ -167,6 +168,13 @@ class Fold:  # One piece of a tensor after a fold: which bytes of base, plan and
         values = [f32(value + floats(book)[-1]) for value in floats(book)[:-1]]
         need(self.rule["dialect"] == "templar" or all(abs(value) < 2**60 for value in values), "a book that is too large")
         return values
+    def has_fault(self, code, data):  # Whether a fault of this kind is anywhere in the artifact that decides about it.
+        blocks = [int.from_bytes(data[at:at + self.wide[DECIDES[code]]], "little") for at in range(0, len(data), self.wide[DECIDES[code]])]
+        if code == "code-out-of-range": return any(block >> self.k * self.bits for block in blocks)
+        if code == "non-finite": return not all(map(math.isfinite, floats(data)))
+        if code == "magnitude": return not all(abs(f32(value + floats(data)[-1])) < 2**60 for value in floats(data)[:-1])
+        blocks = ([block >> 12 * entry & 4095 for entry in range(self.k)] for block in blocks)
+        return any(max(places) >= self.block if code == "index-out-of-range" else len(set(places)) < self.k for places in blocks)
     def entries(self, index, code):  # (element of the tensor, code) of a miner's rows of the blocks around the piece.
         across = self.columns // self.width
         for at, block in enumerate(self.around):

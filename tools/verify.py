@@ -8,7 +8,7 @@ the check under way; it is evidence if what is compared just then is proven to b
 import argparse, io, json, re, sys
 from tlog import Note, Policy, artifact, b64, consistent, decimal, inclusion, leaf, root_of, sha
 from rules import CLAIMS, DISPOSITION, GENESIS, PIECE, RECORD, SUBMISSION
-from rules import Fold, derive, descriptor, f32, need, rate, read, sent, spelled
+from rules import DECIDES, Fold, derive, descriptor, f32, need, rate, read, sent, spelled
 # ---- bundles: schema/bundle.md ----
 def header(name, size):
     start = name.encode().ljust(100, b"\0") + b"0000644\0" + 2 * b"0000000\0" + b"%011o\0%011o\0" % (size, 0)
@@ -20,6 +20,7 @@ def stems(claim):  # The entries of logs that a bundle holds, each with its log 
     return {"submission": (["genesis", "submission"] + ["record"] * disposed, ["disposition.json"] * disposed),
             "records": (records, []), "round": (records, lines), "receipt": (records + ["receipt"], lines),
             "fold": (["record"], ["base.jsonl", "next.json", "dispositions.jsonl", "deltas.jsonl", "pieces"]),
+            "refusal": (["genesis", "submission"], ["model.jsonl", "descriptor.json", "artifact"]),
             "entries": (["a", "b"], []), "heads": ([], ["a.note", "b.note"]), "dispute": ([], ["a.tar", "b.tar"]),
             }.get(kind, (["record"], ["descriptor.json", kind]))
 def unpack(file):
@@ -183,11 +184,7 @@ class Judge:
         self.step("records")
         rate(record["rule"])
         self.step("descriptor")
-        lines, after = self.lines("base.jsonl"), self.member["next.json"]
-        base = [descriptor(line) for line in lines]
-        names = [(found["group"].encode(), found["name"].encode()) for found in base]
-        state = {"root": root_of(map(leaf, lines)), "count": len(lines), "bytes": sum(found["bytes"] for found in base)}
-        need(names == sorted(set(names)) and state == record["base"], "another base")
+        base, after = self.manifest("base.jsonl", record["base"]), self.member["next.json"]
         fold, before = Fold(record["rule"], base, tensor, piece), base[tensor]
         inclusion(tensor, claim["next"], record["next"]["count"], leaf(after), record["next"]["root"])
         after = descriptor(after)
@@ -222,6 +219,30 @@ class Judge:
         fold.coherent(rows, values)
         self.step("fold", signed=True)
         need(sha(fold.next(state, record["skipped"], levels, sent)) == digest, "the fold gives another piece")
+    def manifest(self, name, state):  # All descriptors of a state.
+        lines = self.lines(name)
+        found = [descriptor(line) for line in lines]
+        names = [(line["group"].encode(), line["name"].encode()) for line in found]
+        size = {"root": root_of(map(leaf, lines)), "count": len(lines), "bytes": sum(line["bytes"] for line in found)}
+        return need(names == sorted(set(names)) and size == state, "another state") and found
+    def is_refusal(self, claim):
+        (genesis, _, _), (entry, index, _), line = self.genesis, self.submission, self.member["descriptor.json"]
+        need(index == claim["index"], "another index")
+        self.step("refusals")
+        refusal = need(entry["kind"] == "signed" and entry["refused"], "not refused") and entry["refused"]
+        need(refusal["tensor"] is not None and refusal["code"] in DECIDES, "no bytes of one tensor decide")
+        self.step("descriptor")
+        rate(genesis["rule"])
+        model = self.manifest("model.jsonl", genesis["model"])
+        fold = Fold(genesis["rule"], model, [(found["group"], found["name"]) for found in model].index(("weights", refusal["tensor"])), 0)
+        inclusion(**claim["descriptor"], size=entry["delta"]["count"], found=leaf(line), root=entry["delta"]["root"])
+        found, data = descriptor(line), self.member["artifact"]
+        need(found == fold.descriptor(DECIDES[refusal["code"]], found["root"]), "another artifact")
+        self.step("bytes")
+        size = artifact(data[at:at + PIECE] for at in range(0, len(data), PIECE))
+        need(size == {"bytes": found["bytes"], "root": found["root"]}, "another root")
+        self.step("refusals", signed=True)
+        need(fold.has_fault(refusal["code"], data), "there is nothing of the kind")
     def accepted(self, claim, record, fold):  # Descriptors of book, code and index of each accepted delta, in ledger order.
         found = [read(line, DISPOSITION) for line in self.dispositions(record)]
         order = sorted((line["verdict"]["accepted"]["order"], line["index"], line["miner"]) for line in found

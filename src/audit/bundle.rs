@@ -80,6 +80,8 @@ pub enum Claim {
     Records(RecordsClaim),
     /// As [`Claim::Round`]; and the round disposes of the entry that this receipt was given for.
     Receipt(RoundClaim),
+    /// What a signed delta was refused for is there.
+    Refusal(RefusalClaim),
     /// This piece of the state after a round follows from the base, the plan and the deltas.
     Fold(FoldClaim),
     /// Two bundles of one piece, from two ledgers that disagree about it.
@@ -162,6 +164,16 @@ pub struct RecordsClaim {
     pub follows: bool,
 }
 
+/// See [`Claim::Refusal`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusalClaim {
+    /// Index in the submissions log.
+    pub index: u64,
+    /// The descriptor of the bytes that decide, in the delta's manifest.
+    pub descriptor: TreeProof,
+}
+
 /// See [`Claim::Fold`]. What has to be proven follows from the members: see [`super::fold_rows`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -215,6 +227,7 @@ impl Claim {
             Self::Entries => "entries",
             Self::Records(_) => "records",
             Self::Receipt(_) => "receipt",
+            Self::Refusal(_) => "refusal",
             Self::Fold(_) => "fold",
             Self::Dispute => "dispute",
         }
@@ -240,6 +253,11 @@ impl Claim {
             Self::Receipt(claim) => {
                 let receipt = ["receipt.json", "receipt.tlog-proof"];
                 [records(claim.follows), receipt.into(), lines(claim.plan)].concat()
+            }
+            Self::Refusal(_) => {
+                let submission = ["submission.json", "submission.tlog-proof"];
+                let rest = ["model.jsonl", "descriptor.json", "artifact"];
+                [&genesis[..], &submission, &rest].concat()
             }
             Self::Heads(_) => vec!["a.note", "b.note"],
             Self::Entries => vec!["a.json", "a.tlog-proof", "b.json", "b.tlog-proof"],

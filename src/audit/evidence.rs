@@ -37,6 +37,7 @@ pub fn show(
         Evidence::Receipt(receipt) => Target::Receipt(Box::new(receipt.clone())),
         Evidence::Round(round) => Target::Round(*round),
         Evidence::Records(round) => Target::Records(*round),
+        Evidence::Refusal(index) => Target::Refusal(*index),
         Evidence::Fold { round, tensor, piece } => Target::fold(ledger, *round, tensor, *piece)?,
     };
     let bundle = prove(ledger, &target, Vec::new(), progress)?;
@@ -53,6 +54,7 @@ impl Evidence {
             Self::Fork { origin, .. } => format!("fork-{}.tar", Digest::of(origin.as_bytes())),
             Self::Round(round) => format!("round-{round}.tar"),
             Self::Records(round) => format!("records-{round}.tar"),
+            Self::Refusal(index) => format!("refusal-{index}.tar"),
             Self::Receipt(receipt) => format!("receipt-{}.tar", receipt.statement),
             Self::ReceiptFork(receipt) => format!("entries-{}.tar", receipt.statement),
             Self::Fold { round, tensor, piece } => {
@@ -68,6 +70,7 @@ impl fmt::Display for Evidence {
             Self::Fork { origin, .. } => write!(f, "two heads of {origin}"),
             Self::Round(round) => write!(f, "round {round}"),
             Self::Records(round) => write!(f, "the record of round {round}"),
+            Self::Refusal(index) => write!(f, "the refusal of submission {index}"),
             Self::Receipt(receipt) | Self::ReceiptFork(receipt) => {
                 write!(f, "the receipt of entry {}", receipt.index)
             }

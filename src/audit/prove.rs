@@ -15,7 +15,7 @@ use crate::{
     },
     store::{
         StoreError,
-        artifacts::{ArtifactReader, StoredCheckpoint},
+        artifacts::{ArtifactReader, StoredCheckpoint, StoredDelta},
         log::LogReader,
         segment::{self, LogicalBytes},
     },
@@ -31,10 +31,11 @@ use crate::{
 use super::{
     archive::ArchiveError,
     bundle::{
-        Claim, Disposed, HeadsClaim, PieceClaim, RecordsClaim, RoundClaim, SubmissionClaim,
-        TensorClaim, TreeProof, write,
+        Claim, Disposed, HeadsClaim, MEMORY_BYTES_MAX, PieceClaim, RecordsClaim, RefusalClaim,
+        RoundClaim, SubmissionClaim, TensorClaim, TreeProof, write,
     },
     prove_fold::prove_fold,
+    verify::refusal::decides,
 };
 
 /// Bytes of a tensor that are written at once.
@@ -67,6 +68,8 @@ pub enum ProveBundleError {
     Disposition(JsonError),
     #[error("the receipt: {0}")]
     Receipt(JsonError),
+    #[error("the bytes that decide are {bytes}, more than a bundle holds in memory")]
+    Long { bytes: u64 },
 }
 
 impl From<StoreError> for ProveBundleError {
@@ -90,6 +93,8 @@ pub enum Target {
     Records(u64),
     /// What came of the entry that a receipt was given for.
     Receipt(Box<Receipt>),
+    /// The bytes that decide about the refusal of a signed submission.
+    Refusal(u64),
     /// The fold of a round: position of the tensor in the manifest, and the piece.
     Fold(u64, usize, u64),
 }
@@ -134,6 +139,7 @@ pub fn prove<W: Write>(
         Target::Round(round) => prove_round(ledger, *round, None, to),
         Target::Records(round) => prove_records(ledger, *round, to),
         Target::Receipt(receipt) => prove_receipt(ledger, receipt, to),
+        Target::Refusal(index) => prove_refusal(ledger, *index, to),
         Target::Fold(round, tensor, piece) => prove_fold(ledger, *round, *tensor, *piece, to),
     }
 }
@@ -372,6 +378,36 @@ pub fn prove_entries<W: Write>(
 }
 
 const ENTRIES: [[&str; 2]; 2] = [["a.json", "a.tlog-proof"], ["b.json", "b.tlog-proof"]];
+
+/// The bytes that decide about a refusal, which have to be those of one tensor.
+fn prove_refusal<W: Write>(ledger: &Ledger, index: u64, to: W) -> Result<W, ProveBundleError> {
+    let none = || ProveBundleError::NoDelta { index };
+    let mut members = genesis_members(ledger)?;
+    let log = ledger.submissions_log();
+    members.extend(log_members(log, index, ["submission.json", "submission.tlog-proof"])?);
+    let submission = ledger.submissions(index..index + 1)?.pop();
+    let Some((_, Submission::Signed(signed))) = submission else { return Err(none()) };
+    let refusal = signed.refused.ok_or_else(none)?;
+    let name = refusal.tensor.ok_or_else(none)?;
+    let group = decides(refusal.code).ok_or_else(none)?;
+    let model = ledger.checkpoint(ledger.genesis().model)?;
+    members.push(("model.jsonl", jsonl(model.manifest().entries())));
+    let delta = StoredDelta::open(ledger.place(), signed.delta)?;
+    let position = delta.manifest().position(group.name(), &name).ok_or_else(none)?;
+    let leaves = manifest_leaves(delta.manifest());
+    let (at, size) = (position as u64, leaves.len() as u64);
+    let hashes = inclusion_proof(at, size, &MemoryNodes::of(&leaves))?;
+    members.push(("descriptor.json", json::to_vec(&delta.manifest().descriptors()[position])));
+    let mut reader = delta.open_artifact(group, &name)?;
+    let bytes = reader.len();
+    if bytes > MEMORY_BYTES_MAX / 2 {
+        return Err(ProveBundleError::Long { bytes });
+    }
+    members.push(("artifact", read(&mut reader, bytes)?));
+    let descriptor = TreeProof { index: at, hashes };
+    let claim = Claim::Refusal(RefusalClaim { index, descriptor });
+    Ok(write(to, &claim, &members)?.finish()?)
+}
 
 fn prove_round<W: Write>(
     ledger: &Ledger,

@@ -57,6 +57,8 @@ pub enum Evidence {
     Receipt(Receipt),
     /// The log holds another entry in the place of the one that this receipt was given for.
     ReceiptFork(Receipt),
+    /// The signed submission at this index was refused for a fault that it does not have.
+    Refusal(u64),
     /// A piece of the state after a round does not follow.
     Fold {
         /// The round.

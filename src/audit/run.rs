@@ -333,8 +333,10 @@ impl Audit<'_> {
         self.evidence.extend(check_receipts(self.list, self.ledger, receipts, trust));
     }
 
-    /// Each piece that was found not to follow may be shown to others.
+    /// Each piece that was found not to follow, and each false refusal, may be shown to others.
     fn pieces(&mut self) {
+        let refusals = self.list.found_of(Check::Refusals).iter().filter_map(|found| found.index);
+        self.evidence.extend(refusals.map(Evidence::Refusal));
         for finding in self.list.found_of(Check::Fold) {
             let Finding { round: Some(round), tensor: Some(tensor), piece: Some(piece), .. } =
                 finding

@@ -10,6 +10,7 @@
 
 mod fold;
 mod fork;
+pub mod refusal;
 mod round;
 mod state;
 
@@ -79,6 +80,7 @@ fn judge(bundle: &Bundle, trust: &Trust) -> Verified {
         Claim::Entries => judge.two_entries(),
         Claim::Records(claim) => judge.records(claim),
         Claim::Receipt(claim) => judge.receipt(claim),
+        Claim::Refusal(claim) => judge.refusal(claim),
         Claim::Fold(claim) => judge.fold(claim),
         Claim::Dispute => None,
     };
@@ -91,8 +93,8 @@ fn judge(bundle: &Bundle, trust: &Trust) -> Verified {
 fn checks(claim: &Claim) -> &'static [Check] {
     use Check::{
         Acceptances, Bytes, Consistency, Derivation, Descriptor, Dispositions, Fold, Format,
-        Inclusion, Plan, Records, RoundsSignature, Statements, SubmissionsSignature, Windows,
-        Witnesses,
+        Inclusion, Plan, Records, Refusals, RoundsSignature, Statements, SubmissionsSignature,
+        Windows, Witnesses,
     };
     match claim {
         Claim::Piece(_) | Claim::Tensor(_) => {
@@ -137,6 +139,16 @@ fn checks(claim: &Claim) -> &'static [Check] {
             Statements,
             Dispositions,
             Derivation,
+        ],
+        Claim::Refusal(_) => &[
+            Format,
+            RoundsSignature,
+            SubmissionsSignature,
+            Witnesses,
+            Inclusion,
+            Refusals,
+            Descriptor,
+            Bytes,
         ],
         Claim::Fold(_) | Claim::Dispute => &[
             Format,

@@ -65,6 +65,51 @@ fn a_false_rejection_is_shown_by_the_round() {
     assert!(shown.contains(&"round"), "{shown:?}");
 }
 
+/// Each refusal that bytes of one tensor decide: a true one is proven, a false one is shown.
+#[test]
+fn a_false_refusal_by_intake_is_shown_by_the_bytes_that_decide() {
+    let run = signed();
+    let (key, honest) = (rounds_key(&run), entries(&run, true));
+    let true_one = prove(&run.open(), &Target::Refusal(1), Vec::new(), &Silent).unwrap();
+    let verified = verify(&true_one[..], &trust(key.clone()));
+    assert_eq!(verdict(&verified.lines), Verdict::Passed, "{verified:#?}");
+    let mut all = vec![("true".to_owned(), true_one.clone())];
+    let mut random = Random(2);
+    for _ in 0..150 {
+        let (mut other, at) = (true_one.clone(), random.below(true_one.len() as u64) as usize);
+        other[at] ^= 1 << random.below(8);
+        all.push((format!("byte {at}"), other));
+    }
+    let codes = [
+        Code::NonFinite,
+        Code::Magnitude,
+        Code::IndexOutOfRange,
+        Code::DuplicateIndex,
+        Code::CodeOutOfRange,
+    ];
+    for code in codes {
+        // Miner 1 sent a good delta; the operator says another thing of it, and signs that.
+        let copy = copied(&run);
+        let mut forged = honest.clone();
+        let Submission::Signed(mut signed) = json::from_slice(&forged[0]).unwrap() else {
+            panic!()
+        };
+        signed.refused = Some(Refusal::new(code, Some("a.weight"), "better", "worse"));
+        forged[0] = json::to_vec(&Submission::Signed(signed));
+        forge(&copy.root, "submissions", &forged);
+        let ledger = Ledger::open(&copy.root).unwrap();
+        let bundle = prove(&ledger, &Target::Refusal(0), Vec::new(), &Silent).unwrap();
+        let verified = verify(&bundle[..], &trust(key.clone()));
+        assert!(verified.evidence.is_some(), "{code}: {verified:#?}");
+        all.push((code.to_string(), bundle));
+        let report = audited(&copy.root, &AuditOptions::default(), &trust(key.clone()));
+        assert!(with(&report.checks, Status::Failed).contains(&Check::Windows));
+    }
+    if let Some((_, _, evidence)) = agree(&all, key) {
+        assert_eq!(evidence, codes.len());
+    }
+}
+
 #[test]
 fn a_copied_delta_that_is_accepted_is_shown_by_the_round() {
     let run = signed();
