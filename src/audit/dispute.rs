@@ -11,7 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     bundle::{Claim, write},
-    prove::{ProveBundleError, Target, prove, prove_entries},
+    prove::{ProveBundleError, Target, prove},
+    prove_evidence::prove_entries,
     prove_fold::prove_fold,
 };
 use crate::{

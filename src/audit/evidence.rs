@@ -6,7 +6,8 @@
 use std::fmt;
 
 use super::{
-    prove::{ProveBundleError, Target, prove, prove_heads, prove_receipt_fork},
+    prove::{ProveBundleError, Target, prove},
+    prove_evidence::{prove_heads, prove_receipt_fork},
     report::Evidence,
     trust::Trust,
     verify::verify,

@@ -16,6 +16,7 @@ pub mod fold_rows;
 pub mod heads;
 pub mod pieces;
 pub mod prove;
+pub mod prove_evidence;
 pub mod prove_fold;
 pub mod receipts;
 pub mod report;

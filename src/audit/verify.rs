@@ -8,6 +8,7 @@
 //! alone, which anyone may have made up. What is proven to be signed and contradicts itself is
 //! evidence against whoever signed it.
 
+mod dispute;
 mod fold;
 mod fork;
 pub mod refusal;
@@ -48,7 +49,7 @@ pub struct Verified {
 /// Judges a bundle.
 pub fn verify(from: impl Read, trust: &Trust) -> Verified {
     match Bundle::read(from) {
-        Ok(bundle) if matches!(bundle.claim, Claim::Dispute) => fold::dispute(&bundle, trust),
+        Ok(bundle) if matches!(bundle.claim, Claim::Dispute) => dispute::dispute(&bundle, trust),
         Ok(bundle) => judge(&bundle, trust),
         Err(error) => {
             let mut list = Checklist::new(&[Check::Format], &trust.waived);

@@ -102,8 +102,17 @@ fn a_false_refusal_by_intake_is_shown_by_the_bytes_that_decide() {
         let verified = verify(&bundle[..], &trust(key.clone()));
         assert!(verified.evidence.is_some(), "{code}: {verified:#?}");
         all.push((code.to_string(), bundle));
-        let report = audited(&copy.root, &AuditOptions::default(), &trust(key.clone()));
-        assert!(with(&report.checks, Status::Failed).contains(&Check::Windows));
+        // The record goes along with it, and the audit hands the same bundle out.
+        let mut rounds = entries(&run, false);
+        let RoundsEntry::Round(mut record) = json::from_slice(&rounds[1]).unwrap() else {
+            panic!()
+        };
+        record.submissions.root_at_end = ledger.submissions_log().head().root;
+        rounds[1] = json::to_vec(&RoundsEntry::Round(record));
+        forge_both(&copy.root, &rounds, &forged);
+        let (found, shown) = caught(&copy.root, &key, &AuditOptions::default());
+        assert!(found.contains(&Check::Refusals), "{code}: {found:?}");
+        assert!(shown.contains(&"refusal"), "{code}: {shown:?}");
     }
     if let Some((_, _, evidence)) = agree(&all, key) {
         assert_eq!(evidence, codes.len());

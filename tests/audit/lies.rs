@@ -189,7 +189,7 @@ fn a_false_refusal_and_a_backdated_round_are_found() {
     let rounds = entries(&run, false);
     forge(&run.path(), "submissions", &forged);
     // Forging forgot what was signed of the other log; so does this.
-    forge_both(&run, &rounds, &forged);
+    forge_both(&run.path(), &rounds, &forged);
     run.seal(9);
     let report = audited(&run.path(), &AuditOptions::default(), &trust(rounds_key(&run)));
     assert_eq!(with(&report.checks, Status::Failed), [Check::Refusals], "{:#?}", report.checks);

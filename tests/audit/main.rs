@@ -42,7 +42,8 @@ use gradledger::{
         checks::{Check, Line, Status, Verdict, verdict},
         dispute::{Difference, first_difference, write_dispute},
         evidence::show,
-        prove::{Target, prove, prove_entries, prove_heads},
+        prove::{Target, prove},
+        prove_evidence::{prove_entries, prove_heads},
         report::{Evidence, Report},
         run::{AuditOptions, audit},
         trust::Trust,
@@ -221,8 +222,8 @@ fn canonical(value: &Value) -> Vec<u8> {
 }
 
 /// Both logs anew, under one record of what was signed.
-fn forge_both(run: &Run, rounds: &[Vec<u8>], submissions: &[Vec<u8>]) {
-    let (root, key) = (run.path(), run.path().join("keys/log.key"));
+fn forge_both(root: &Path, rounds: &[Vec<u8>], submissions: &[Vec<u8>]) {
+    let key = root.join("keys/log.key");
     fs::write(root.join("keys/log.key.heads"), "{}").unwrap();
     let seed = keys::load(&Disk, &key).unwrap();
     let guard = Arc::new(HeadGuard::open(Arc::new(Disk), &key).unwrap());
