@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +15,10 @@ use crate::{
         sample::PIECES_MAX,
     },
     ledger::{Ledger, anchored::AnchorTrust, seal::FoldOptions, submit::Receipt},
-    store::files::{Disk, create_dir_durable, read_whole, write_whole},
+    store::{
+        files::{Disk, create_dir_durable, read_whole, write_whole},
+        place::Place,
+    },
     types::progress::Progress,
 };
 
@@ -25,6 +27,7 @@ use super::{
     anchor::{AnchorTrustArgs, anchors_text},
     exit::CliError,
     output::{document, print},
+    source::SourceArgs,
     verify::{TrustArgs, ended, lines_text},
 };
 
@@ -33,8 +36,8 @@ const RECEIPT_BYTES_MAX: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     #[command(flatten)]
     trust: TrustArgs,
     /// These rounds [default: all].
@@ -92,7 +95,8 @@ fn seed(text: &str) -> Result<Seed, String> {
 }
 
 pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let (trust, authorities) = (args.trust.read()?, args.anchor.authorities()?);
+    let (trust, place) = (args.trust.read()?, args.source.place()?);
+    let authorities = args.anchor.authorities()?;
     let sample = args.sample.zip(args.seed.clone()).map(|(count, Seed(seed))| (count, seed));
     let options = AuditOptions {
         rounds: args.rounds.map(|range| range.first..=range.last),
@@ -110,7 +114,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         fold: FoldOptions::from(&args.fold),
     };
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let mut report = audit_ledger(Arc::new(Disk), &args.ledger, &options, &trust, progress)?;
+    let mut report = audit_ledger(place.files.clone(), &place.root, &options, &trust, progress)?;
     report.run = Some(RunView {
         started: started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         seconds: clock.elapsed().as_secs_f64(),
@@ -124,7 +128,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         write_whole(&Disk, path, document(&report)?.as_bytes()).map_err(io)?;
     }
     if let Some(dir) = &args.evidence {
-        keep_evidence(&args.ledger, dir, &report.evidence, progress)?;
+        keep_evidence(&place, dir, &report.evidence, progress)?;
     }
     print(args.json, &report, || text(&report))?;
     ended(report.verdict)
@@ -140,7 +144,7 @@ pub fn read_receipt(path: &Path) -> Result<Receipt, CliError> {
 
 /// Writes a bundle for each piece of evidence.
 fn keep_evidence(
-    ledger: &Path,
+    place: &Place,
     dir: &Path,
     evidence: &[Evidence],
     progress: &dyn Progress,
@@ -149,7 +153,7 @@ fn keep_evidence(
     if evidence.is_empty() {
         return Ok(());
     }
-    let ledger = Ledger::open(ledger)?;
+    let ledger = Ledger::open_in(place.files.clone(), &place.root)?;
     for found in evidence {
         match show(&ledger, found, progress) {
             Ok(Some(bytes)) => {

@@ -13,7 +13,12 @@ use crate::{
     store::files::{Disk, read_whole, write_whole},
 };
 
-use super::{DiffArgs, exit::CliError, output::print};
+use super::{
+    DiffArgs,
+    exit::CliError,
+    output::print,
+    source::{ProxyArgs, open, url},
+};
 
 /// Longest report that is read.
 const REPORT_BYTES_MAX: u64 = 64 << 20;
@@ -25,9 +30,9 @@ enum Side {
 }
 
 impl Side {
-    fn open(path: &Path) -> Result<Self, CliError> {
-        if path.is_dir() {
-            return Ok(Self::Ledger(Box::new(Ledger::open(path)?)));
+    fn open(path: &Path, proxy: &ProxyArgs) -> Result<Self, CliError> {
+        if path.is_dir() || url(path).is_some() {
+            return Ok(Self::Ledger(Box::new(open(path, proxy)?)));
         }
         let io = |source| CliError::Io { path: path.to_owned(), source };
         let bytes = read_whole(&Disk, path, REPORT_BYTES_MAX).map_err(io)?;
@@ -62,7 +67,7 @@ struct DisputeDocument {
 
 pub fn dispute(args: &DiffArgs) -> Result<(), CliError> {
     let [a, b] = &args.dispute[..] else { return Err(CliError::DisputeSides) };
-    let sides = [Side::open(a)?, Side::open(b)?];
+    let sides = [Side::open(a, &args.proxy)?, Side::open(b, &args.proxy)?];
     let document = match [sides[0].ledger(), sides[1].ledger()] {
         [Some(a), Some(b)] => ledgers([a, b], args)?,
         [a, b] => reports(&sides, a.or(b), args)?,
@@ -91,7 +96,7 @@ fn reports(
     args: &DiffArgs,
 ) -> Result<DisputeDocument, CliError> {
     let given = match (ledger, &args.ledger) {
-        (None, Some(path)) => Some(Ledger::open(path)?),
+        (None, Some(path)) => Some(open(path, &args.proxy)?),
         _ => None,
     };
     let ledger = ledger.or(given.as_ref());

@@ -1,4 +1,4 @@
-//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+//! Layer 8: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -15,6 +15,8 @@ mod gc;
 mod output;
 mod progress;
 mod prove;
+mod serve;
+mod source;
 mod submit;
 mod verify;
 
@@ -39,7 +41,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    /// Trains a small model with five miners and a cheat, seals, replays, proves and tampers.
     Demo(DemoArgs),
     /// Starts a run from a checkpoint.
     Init(InitArgs),
@@ -74,6 +76,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
     Anchor(anchor::AnchorArgs),
+    /// Serves the ledger over HTTP.
+    Serve(serve::ServeArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
@@ -86,6 +90,9 @@ struct DemoArgs {
     /// Where to put the demo's ledger and files: a new or an empty directory.
     #[arg(long, default_value = "gradledger-demo")]
     dir: PathBuf,
+    /// Training steps of a miner in a round: fewer are faster and teach less.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    steps: u32,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -330,8 +337,8 @@ struct SealArgs {
 
 #[derive(Debug, Args)]
 struct ReplayArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, or the first and the last of a range.
     #[arg(long, value_name = "W[..W2]")]
     round: RoundRange,
@@ -373,8 +380,8 @@ impl std::str::FromStr for RoundRange {
 /// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis")]
     round: At,
@@ -402,8 +409,8 @@ enum DtypeName {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, with what came of each submission.
     #[arg(long)]
     round: Option<u64>,
@@ -417,9 +424,8 @@ struct ShowArgs {
 struct LogArgs {
     #[command(subcommand)]
     command: Option<LogCommand>,
-    /// The ledger.
-    #[arg(required = true)]
-    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -461,9 +467,11 @@ struct RotateKeyArgs {
 /// place only; LEDGER is where its proofs come from. Exit 20 if they differ.
 #[derive(Debug, Args)]
 struct DiffArgs {
-    /// The ledger.
+    /// The ledger: a directory, or the http or https URL of a server.
     #[arg(required_unless_present = "dispute")]
     ledger: Option<PathBuf>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
     /// Two ledgers, or reports, that disagree.
     #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["from", "to"])]
     dispute: Vec<PathBuf>,
@@ -509,7 +517,7 @@ struct GcArgs {
 
 #[derive(Debug, Args)]
 struct FsckArgs {
-    /// The ledger.
+    /// The ledger's directory; a server is for `audit`.
     ledger: PathBuf,
     #[command(flatten)]
     fold: FoldArgs,
@@ -544,6 +552,7 @@ pub fn main() -> ExitCode {
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
+        Command::Serve(args) => serve::serve(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use crate::{
     audit::prove::{Target, prove as write_bundle},
-    ledger::{At, Ledger},
+    ledger::At,
     types::progress::Progress,
 };
 
@@ -19,13 +19,14 @@ use super::{
     audit::read_receipt,
     exit::CliError,
     output::{print, size},
+    source::SourceArgs,
 };
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["round", "submission", "receipt"]))]
 pub struct ProveArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// This round; with --tensor, the state after it.
     #[arg(long, value_name = "W|genesis")]
     round: Option<At>,
@@ -59,7 +60,7 @@ struct ProveDocument {
 }
 
 pub fn prove(args: &ProveArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let target = match (args.round, &args.tensor, args.piece, args.submission) {
         _ if args.receipt.is_some() => {
             let receipt = args.receipt.as_deref().map(read_receipt).transpose()?;

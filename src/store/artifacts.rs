@@ -1,14 +1,14 @@
 //! Checkpoints and deltas as they are stored: segments for the bytes, the hashes store for what the
 //! bytes must be. Whatever is read here has been compared with a digest that its root vouches for.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use super::{
     StoreError,
     hashes::{self, HashesReader, HashesWriter},
     place::Place,
     segment::{
-        SegmentError,
+        LogicalBytes, SegmentError,
         delta::DeltaSegments,
         place::delta as delta_dir,
         tensor::{self, TensorSegment, TensorWriter},
@@ -136,7 +136,7 @@ impl StoredCheckpoint {
             let (files, root) = (&*self.place.files, &self.place.root);
             let artifact = descriptor.artifact();
             let segment = TensorSegment::open(files, root, &artifact, descriptor.dtype)?;
-            Ok((std::sync::Arc::new(segment), artifact.bytes))
+            Ok((Arc::new(segment), artifact.bytes))
         };
         let (segment, bytes) = open().map_err(|error| named(&what, error))?;
         let reader = VerifiedReader::new(segment, self.digests(position)?, bytes)
@@ -192,15 +192,27 @@ impl StoredDelta {
         let position = self.manifest().position(group.name(), name);
         let position = position.ok_or_else(|| StoreError::NoArtifact { what: what.clone() })?;
         let bytes = self.manifest().descriptors()[position].bytes;
-        let source = match group {
-            DeltaGroup::Index => self.segments.index(name),
-            DeltaGroup::Code => self.segments.code(name),
-            DeltaGroup::Book => self.segments.book(name),
-        };
-        let source = source.map_err(|error| named(&what, error))?;
+        let source = self.source(group, name).map_err(|error| named(&what, error))?;
         let reader = VerifiedReader::new(source, self.hashes.digests(position)?, bytes)
             .map_err(|error| named(&what, error))?;
         Ok(ArtifactReader { what, reader })
+    }
+
+    /// The bytes of `group` of the tensor `name` as they are stored: nobody has compared them.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentError`] if they are missing.
+    pub fn source(
+        &self,
+        group: DeltaGroup,
+        name: &str,
+    ) -> Result<Arc<dyn LogicalBytes>, SegmentError> {
+        match group {
+            DeltaGroup::Index => self.segments.index(name),
+            DeltaGroup::Code => self.segments.code(name),
+            DeltaGroup::Book => self.segments.book(name),
+        }
     }
 
     /// All bytes of a small artifact: a book.
