@@ -16,12 +16,11 @@ use super::{
     train::Trainer,
 };
 use crate::{
-    codec::{sr25519::SecretKey, statement::Statement},
+    codec::{sr25519::SecretKey, ss58, statement::Statement},
     delta::{self, BAND_BYTES, DeltaJob, Format, Output, Weights},
     import::{
         checkpoint::Checkpoint,
         safetensors_writer::{Part, header},
-        wallet::ss58,
     },
     ledger::{
         Ledger, LedgerError,
