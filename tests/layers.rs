@@ -22,7 +22,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 
 /// Where each outside crate may be used: paths below `src/` that start so.
 const HOMES: &[(&str, &[&str])] = &[
-    ("rustix", &["store/files.rs"]),
+    ("rustix", &["store/files.rs", "store/machine.rs"]),
     ("subxt", &["anchor/node.rs", "anchor/subtensor.rs"]),
     ("tokio", &["anchor/node.rs", "anchor/subtensor.rs", "http/", "cli/serve.rs"]),
     ("warp", &["http/"]),
@@ -58,6 +58,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
     ("plotters", &["cli/demo/plot.rs"]),
+    ("clap_mangen", &["cli/"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (

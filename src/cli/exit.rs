@@ -7,6 +7,7 @@ use crate::{
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
     store::{StoreError, config::ConfigError, lock::LockError, log::LogError, remote::RemoteError},
+    sync::{Fault, SyncError},
 };
 
 const FAILURE: u8 = 1;
@@ -27,6 +28,8 @@ pub enum CliError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
     NoLedgerServed { url: String },
     #[error(transparent)]
@@ -111,6 +114,8 @@ pub enum CliError {
     Uploads(#[from] crate::ledger::uploads::UploadError),
     #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
+    #[error("{0} of the things examined would make a command fail: see what to mend")]
+    Unfit(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(String),
 }
@@ -133,6 +138,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
         CliError::NoLedgerServed { .. } => NO_LEDGER,
+        CliError::Sync(error) => sync_code(error),
         CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
         CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
         CliError::Prove(
@@ -157,6 +163,21 @@ pub fn code(error: &CliError) -> u8 {
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn sync_code(error: &SyncError) -> u8 {
+    match error {
+        SyncError::Ledger(error) => ledger_code(error),
+        SyncError::Url(RemoteError::Url { .. } | RemoteError::Proxy { .. })
+        | SyncError::NotACopy { .. } => USAGE,
+        SyncError::NoMirror { worst, .. } => match worst {
+            Fault::Untrusted => BAD_SIGNATURE,
+            Fault::Lie => MISMATCH,
+            Fault::NoLedger => NO_LEDGER,
+            Fault::Ours | Fault::Absent | Fault::Unanswered => FAILURE,
+        },
         _ => FAILURE,
     }
 }

@@ -6,7 +6,8 @@ use reqwest::header::RETRY_AFTER;
 
 use super::{
     error::RemoteError,
-    http::{Http, header, parse, unreachable},
+    http::{Http, parse, unreachable},
+    range::header,
 };
 
 /// Largest answer that is read.
