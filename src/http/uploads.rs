@@ -22,6 +22,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Node,
+    body::RequestBody,
     endpoint::{Answer, Call, Endpoint, Response, json_answer},
     problem::Problem,
     quota::{Buckets, neighbourhood},
@@ -164,8 +165,25 @@ fn state_schema() -> Value {
     json!({"type": "object", "required": ["schema_version", "id", "committed", "missing"]})
 }
 
-/// Which of the endpoints a call is for.
+/// Answers a call, and reads what is left of its body first: else a client that is still sending would
+/// find the connection closed and not learn why.
 async fn route(call: Call) -> Answer {
+    let cut = || Problem::new(StatusCode::BAD_REQUEST, "cut", "the body ended early");
+    let mut body = call.context.body.take().ok_or_else(cut)?;
+    let answer = answer(&call, &mut body).await;
+    if answer.is_err() {
+        let mut left = PART_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let bytes = frame.data_ref().map_or(0, Bytes::len) as u64;
+            let Some(less) = left.checked_sub(bytes) else { break };
+            left = less;
+        }
+    }
+    answer
+}
+
+/// Which of the endpoints a call is for.
+async fn answer(call: &Call, body: &mut RequestBody) -> Answer {
     let Some(door) = call.node.uploads() else {
         let detail = "this server takes no uploads; `serve --uploads` does";
         return Err(Problem::new(StatusCode::FORBIDDEN, "uploads-off", detail));
@@ -175,16 +193,16 @@ async fn route(call: Call) -> Answer {
     taken.map_err(|wait| too_many("from this address", wait))?;
     let parts: Vec<&str> = call.context.parts.iter().map(String::as_str).collect();
     match (&call.method, &parts[2..]) {
-        (&Method::POST, []) => create(&call, &door).await,
-        (&Method::POST, [_, "commit"]) => commit(&call, &door).await,
-        (&Method::PUT, [_, "hashes"]) => receive(&call, &door, None).await,
+        (&Method::POST, []) => create(call, &door, body).await,
+        (&Method::POST, [_, "commit"]) => commit(call, &door, body).await,
+        (&Method::PUT, [_, "hashes"]) => receive(call, &door, None, body).await,
         (&Method::PUT, [_, _]) => {
             let offset = call.query().number("offset", INTEGER_MAX.unsigned_abs())?;
             let missing = || Problem::bad_query("offset is needed, a number");
-            receive(&call, &door, Some(offset.ok_or_else(missing)?)).await
+            receive(call, &door, Some(offset.ok_or_else(missing)?), body).await
         }
-        (&Method::DELETE, _) => abandon(&call, &door).await,
-        _ => state(&call, &door).await,
+        (&Method::DELETE, _) => abandon(call, &door).await,
+        _ => state(call, &door).await,
     }
 }
 
@@ -194,13 +212,11 @@ fn too_many(whose: &str, wait_s: u64) -> Problem {
 }
 
 /// A body of at most so many bytes.
-async fn read_body(call: &Call, bytes_max: usize) -> Result<Bytes, Problem> {
-    let cut = || Problem::new(StatusCode::BAD_REQUEST, "cut", "the body ended early");
-    let body = call.context.body.take().ok_or_else(cut)?;
+async fn read_body(body: &mut RequestBody, bytes_max: usize) -> Result<Bytes, Problem> {
     match http_body_util::Limited::new(body, bytes_max).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(too_long(bytes_max)),
-        Err(_) => Err(cut()),
+        Err(_) => Err(Problem::new(StatusCode::BAD_REQUEST, "cut", "the body ended early")),
     }
 }
 
@@ -210,14 +226,18 @@ fn too_long(bytes_max: usize) -> Problem {
 }
 
 /// The body of a request that a listed hotkey signed just now, for this method and path, once.
-async fn signed(call: &Call, door: &Door) -> Result<(UploadRequest, Digest), Problem> {
+async fn signed(
+    call: &Call,
+    door: &Door,
+    body: &mut RequestBody,
+) -> Result<(UploadRequest, Digest), Problem> {
     let headers = call.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
     let envelope = Envelope::read(headers)?;
     let now_ms = SystemTime::UNIX_EPOCH.elapsed().map_or(0, |since| since.as_millis() as u64);
     envelope.check_time(now_ms)?;
     let hotkey = envelope.signed_by;
     check_listed(&call.node.snapshot().ledger, hotkey).map_err(UploadError::Refused)?;
-    let body = read_body(call, REQUEST_BYTES_MAX).await?;
+    let body = read_body(body, REQUEST_BYTES_MAX).await?;
     envelope.verify(&body)?;
     door.seen.lock().unwrap_or_else(PoisonError::into_inner).admit(&envelope, now_ms)?;
     door.check_hotkey_rate(hotkey)?;
@@ -241,8 +261,8 @@ fn printable(text: &str) -> String {
     text.chars().take(100).collect::<String>().escape_debug().to_string()
 }
 
-async fn create(call: &Call, door: &Arc<Door>) -> Answer {
-    let (request, hotkey) = signed(call, door).await?;
+async fn create(call: &Call, door: &Arc<Door>, body: &mut RequestBody) -> Answer {
+    let (request, hotkey) = signed(call, door, body).await?;
     if request.signature.is_some() {
         let detail = "a create carries no signature of the statement: that comes with the commit";
         return Err(Problem::new(StatusCode::BAD_REQUEST, "bad-body", detail));
@@ -265,9 +285,9 @@ fn random_token() -> Result<Digest, Problem> {
     Ok(token)
 }
 
-async fn commit(call: &Call, door: &Arc<Door>) -> Answer {
+async fn commit(call: &Call, door: &Arc<Door>, body: &mut RequestBody) -> Answer {
     let id = call.digest("id")?;
-    let (request, hotkey) = signed(call, door).await?;
+    let (request, hotkey) = signed(call, door, body).await?;
     let desk = door.desk.clone();
     let begun = call.node.blocking(move || Ok(desk.commit(id, &request, hotkey)));
     let pending = match begun.await? {
@@ -347,7 +367,12 @@ fn no_content() -> Response {
 }
 
 /// Takes the hashes file, or the part at `offset`, block by block.
-async fn receive(call: &Call, door: &Arc<Door>, offset: Option<u64>) -> Answer {
+async fn receive(
+    call: &Call,
+    door: &Arc<Door>,
+    offset: Option<u64>,
+    body: &mut RequestBody,
+) -> Answer {
     let (id, token) = (call.digest("id")?, token(call)?);
     door.check_hotkey_rate(door.desk.hotkey_of(id, token)?)?;
     let text = |name: &str| call.headers.get(name).and_then(|value| value.to_str().ok());
@@ -365,7 +390,6 @@ async fn receive(call: &Call, door: &Arc<Door>, offset: Option<u64>) -> Answer {
     let begin = call.node.blocking(move || Ok(desk.receive(id, token, offset, bytes)?));
     let mut receiving = begin.await?;
     let cut = || Problem::new(StatusCode::BAD_REQUEST, "cut", "the body ended early");
-    let mut body = call.context.body.take().ok_or_else(cut)?;
     let mut block = Vec::new();
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame.map_err(|_| cut())?.into_data() else { continue };

@@ -52,7 +52,8 @@ impl Run {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let run = Self { dir };
         let mut random = Random(7);
-        let large: Vec<u8> = (0..side * side).flat_map(|_| value(&mut random)).collect();
+        let some: Vec<u8> = (0..side.min(4096)).flat_map(|_| value(&mut random)).collect();
+        let large = some.repeat((side * side / side.min(4096)) as usize);
         let small: Vec<u8> = (0..24).flat_map(|_| value(&mut random)).collect();
         let tensors = [("large", vec![side, side], large), ("small", vec![24], small)];
         let views = tensors.iter().map(|(name, shape, bytes)| {
@@ -115,18 +116,22 @@ impl Run {
         let mut writer = DeltaWriter::create(&Disk, &dir, 4).expect("a new directory");
         for tensor in &layout.tensors {
             let (mut index, mut code) = (Vec::new(), Vec::new());
-            let step = tensor.grid.block_elements() / tensor.k;
-            for _ in 0..tensor.grid.blocks() {
+            let (blocks, step) = (tensor.grid.blocks(), tensor.grid.block_elements() / tensor.k);
+            let some = if blocks.is_multiple_of(4096) { 4096 } else { blocks };
+            for _ in 0..some {
                 let first = random.below(step);
                 let places: Vec<u16> = (0..tensor.k).map(|at| (first + step * at) as u16).collect();
                 gradledger_kernels::codes::pack_index(&places, &mut index).expect("12 bits each");
                 code.extend((0..tensor.code_bytes_per_block()).map(|_| random.next() as u8));
             }
-            let mut rows = writer
-                .tensor(&tensor.name, tensor.k, tensor.grid.blocks())
-                .expect("a tensor of the model");
-            rows.write_index(&index).expect("whole blocks");
-            rows.write_code(&code).expect("whole blocks");
+            let mut rows =
+                writer.tensor(&tensor.name, tensor.k, blocks).expect("a tensor of the model");
+            for _ in 0..blocks / some {
+                rows.write_index(&index).expect("whole blocks");
+            }
+            for _ in 0..blocks / some {
+                rows.write_code(&code).expect("whole blocks");
+            }
             rows.finish().expect("all rows");
             let book = [-1.0, -0.25, 0.25, 1.0, 0.125_f32].map(f32::to_le_bytes);
             writer.book(&tensor.name, book.as_flattened()).expect("a book");
