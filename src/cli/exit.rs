@@ -108,6 +108,21 @@ pub enum CliError {
     #[error("--log {filter}: {reason}")]
     LogFilter { filter: String, reason: String },
     #[error(transparent)]
+    Upload(#[from] crate::sync::submit::UploadError),
+    #[error("the receipt does not prove that the statement is in the log: {0}")]
+    WrongReceipt(#[from] crate::ledger::submit::ReceiptError),
+    #[error("the receipt's head is not signed by a key that was given")]
+    ReceiptKey,
+    #[error("the server did not seal the round: {reason}")]
+    NotSealed { reason: String },
+    #[error(
+        "the run takes no signed submissions: its miners are listed for each round. Serve it without \
+         --uploads"
+    )]
+    NoUploads,
+    #[error("the upload desk: {0}")]
+    Uploads(#[from] crate::ledger::uploads::UploadError),
+    #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
     #[error("{0} of the things examined would make a command fail: see what to mend")]
     Unfit(usize),
@@ -149,6 +164,8 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
         CliError::Verdict(Verdict::Contradiction) => CONTRADICTION,
         CliError::Delta(error) => delta_code(error),
+        CliError::WrongReceipt(_) | CliError::ReceiptKey => BAD_SIGNATURE,
+        CliError::NoUploads => USAGE,
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,

@@ -25,6 +25,7 @@ mod verify;
 
 use crate::{
     ledger::At,
+    merkle::note::VerifierKey,
     types::{digest::Digest, submission::Miner},
 };
 
@@ -223,7 +224,7 @@ enum FormatName {
 
 #[derive(Debug, Args)]
 struct SubmitArgs {
-    /// The ledger.
+    /// The ledger: a directory, or the http or https URL of a server that takes uploads.
     ledger: PathBuf,
     /// The delta: a directory of delta segments, or a gradient file in Templar's layout.
     delta: PathBuf,
@@ -236,6 +237,12 @@ struct SubmitArgs {
     /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// With a URL, a log's verifier key that must have signed the receipt's head [default: those that
+    /// the server's log names].
+    #[arg(long, value_name = "KEY")]
+    log_key: Vec<VerifierKey>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
     #[command(flatten)]
     writer: WriterArgs,
     /// Also writes the receipt to this file.

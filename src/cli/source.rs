@@ -68,7 +68,14 @@ pub fn open(ledger: &Path, proxy: &ProxyArgs) -> Result<Ledger, CliError> {
 
 /// Where the files of the ledger of this name are.
 fn place(ledger: &Path, proxy: &ProxyArgs) -> Result<Place, CliError> {
-    let Some(url) = url(ledger) else { return Ok(Place::new(Arc::new(Disk), ledger)) };
+    match url(ledger) {
+        Some(url) => served(url, proxy),
+        None => Ok(Place::new(Arc::new(Disk), ledger)),
+    }
+}
+
+/// The files that the server at `url` serves.
+pub fn served(url: &str, proxy: &ProxyArgs) -> Result<Place, CliError> {
     let remote = Remote::new(url, &proxy.http())?;
     let root = remote.root().to_owned();
     Ok(Place { files: Arc::new(remote), root })
