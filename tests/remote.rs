@@ -140,6 +140,39 @@ fn exports_and_bundles_of_a_url_are_those_of_the_directory() {
 }
 
 #[test]
+fn a_dispute_may_be_with_a_server() {
+    let run = sealed();
+    let (url, mut random) = (Server::honest(&run.path()), Random(9));
+    let copy = Run { dir: tempfile::tempdir().unwrap() };
+    common::model::copy_all(&run.path(), &copy.path());
+    let (dir, url) = (copy.path(), url.url());
+    let dir = dir.to_str().unwrap();
+    document(&["diff", "--dispute", &url, dir, "--json"], 0);
+    // Each goes on with what it got.
+    let model = Model {
+        tensors: ["a.weight", "b.bias"]
+            .map(|name| {
+                let shape: &[u64] = if name == "a.weight" { &[512, 520] } else { &[10] };
+                Tensor::random(name, shape, &mut random)
+            })
+            .into(),
+        rule: rule(Dialect::Templar, 8, 4, 4),
+    };
+    for run in [&run, &copy] {
+        run.put(9, 3, &Gradient::of(&model, 9, &model.delta(&mut random)).write());
+        run.import(9, &[3], &[]);
+        run.seal(9);
+    }
+    let (server, out) = (Server::honest(&run.path()), copy.dir.path().join("dispute.tar"));
+    let out = out.to_str().unwrap();
+    let said = document(&["diff", "--dispute", &server.url(), dir, "--out", out, "--json"], 20);
+    assert_eq!(said["difference"]["differs"], "piece");
+    assert_eq!(said["difference"]["round"], 9);
+    let verified = document(&["verify", out, "--json", "--log-key", &log_key(&run.path())], 0);
+    assert!(verified["subject"].as_str().unwrap().contains("a follows, b follows"), "{verified}");
+}
+
+#[test]
 fn a_dropped_state_of_a_url_is_folded_again() {
     let run = sealed();
     let before = run.stored(At::Round(5), "a.weight");

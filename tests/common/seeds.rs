@@ -220,6 +220,8 @@ fn bundles() -> Vec<Vec<u8>> {
         Target::Tensor(At::Round(1), "b.bias".to_owned()),
         Target::Submission(0),
         Target::Round(1),
+        Target::Records(1),
+        Target::Fold(1, 0, 0),
     ];
     let bundle = |target| prove(&ledger, target, Vec::new(), &Silent).expect("a bundle");
     targets.iter().map(|target| joined(&[key.as_bytes(), &bundle(target)])).collect()
