@@ -120,7 +120,7 @@ fn a_place_without_a_ledger_or_without_a_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (code, document) = examined(&mut doctor(dir.path()));
     assert_eq!(code, 1);
-    is(&document, "ledger", "failure", "no ledger");
+    is(&document, "ledger", "failure", "is not a ledger");
     let (code, document) = examined(&mut doctor(&dir.path().join("absent")));
     assert_eq!(
         (code, &found(&document, "machine", "disk")["status"]),

@@ -19,6 +19,7 @@ mod seeds;
 
 use std::{
     fs,
+    io::Write as _,
     panic::{AssertUnwindSafe, catch_unwind},
     path::PathBuf,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -26,16 +27,21 @@ use std::{
 };
 
 use common::Random;
+use parquet::file::{
+    metadata::{ParquetMetaDataReader, ParquetMetaDataWriter, RowGroupMetaData},
+    writer::TrackedWrite,
+};
 use peak_alloc::PeakAlloc;
 use readers::{READERS, Reader};
 
 #[global_allocator]
 static ALLOCATED: PeakAlloc = PeakAlloc;
 
-/// What reading may take beside its input's bytes: a run of 1 MiB and its double, and small things.
-const MEMORY_BYTES_MAX: usize = 4 << 20;
+/// What reading may take beside its input: a run of 1 MiB, the decoder's buffers, small things. As
+/// `schema/bounds.md` says.
+const MEMORY_BYTES_MAX: usize = 2 << 20;
 
-/// And for each byte of input: a value of a pickle or of JSON takes so much more than it was spelled in.
+/// And for each byte of input: an empty dict of a pickle is spelled in one byte.
 const MEMORY_PER_BYTE_MAX: usize = 128;
 
 /// One input of some ten kilobytes, in a debug build on a busy machine.
@@ -209,6 +215,128 @@ fn a_footer_that_claims_two_billion_entries_asks_for_no_memory() {
     assert!(refused("tensor", &with_footer(&[])).contains("t:"));
 }
 
+/// The Parquet file `file`, its footer written anew with the row groups that `change` makes of its own;
+/// `added` stands behind the pages, from the place that `change` is told.
+fn regrouped(
+    file: &[u8],
+    added: &[u8],
+    change: impl FnOnce(Vec<RowGroupMetaData>, i64) -> Vec<RowGroupMetaData>,
+) -> Vec<u8> {
+    let (rest, length) = file[..file.len() - 4].split_last_chunk().unwrap();
+    let (pages, footer) = rest.split_at(rest.len() - u32::from_le_bytes(*length) as usize);
+    let metadata = ParquetMetaDataReader::decode_metadata(footer).unwrap();
+    let groups = change(metadata.row_groups().to_vec(), pages.len() as i64);
+    let metadata = metadata.into_builder().set_row_groups(groups).build();
+    let mut bytes = Vec::new();
+    {
+        let mut out = TrackedWrite::new(&mut bytes);
+        out.write_all(&[pages, added].concat()).unwrap();
+        ParquetMetaDataWriter::new_with_tracked(out, &metadata).finish().unwrap();
+    }
+    bytes
+}
+
+#[test]
+fn row_groups_that_share_their_bytes_are_refused() {
+    let _alone = alone();
+    let seeds = seeds::seeds();
+    let again = |file: &[u8], times: usize| {
+        let groups = |groups: Vec<_>, _| vec![groups; times].concat();
+        regrouped(file, b"", groups)
+    };
+    for name in ["dispositions", "table"] {
+        let seed = &seeds[name][0];
+        let reader = READERS.iter().find(|(reader, _)| *reader == name).unwrap();
+        assert_eq!(read(reader, &again(seed, 1), "unchanged").0, Ok(()), "{name}");
+        let error = refused(name, &again(seed, 2000));
+        assert!(error.contains("is free"), "{name}: {error}");
+    }
+    let [books, two, four] = readers::parts(&seeds["delta"][0]);
+    let error = refused("delta", &readers::joined(&[&again(books, 2000), two, four]));
+    assert!(error.contains("is free"), "{error}");
+}
+
+/// A data page of a list column: one row, of which the levels claim `values` nothings.
+fn page_of_nothings(values: u32) -> Vec<u8> {
+    let varint = |mut number: u64| {
+        let mut bytes = Vec::new();
+        while number > 0x7f {
+            bytes.push(number as u8 | 0x80);
+            number >>= 7;
+        }
+        [bytes, vec![number as u8]].concat()
+    };
+    // Runs of a length and a value: the first starts a row, all others go on with it, none is there.
+    let levels = |runs: &[(u64, u8)]| {
+        let runs = runs.iter().map(|(length, value)| [varint(length << 1), vec![*value]].concat());
+        let runs = runs.collect::<Vec<_>>().concat();
+        [&(runs.len() as u32).to_le_bytes()[..], &runs].concat()
+    };
+    let more = u64::from(values) - 1;
+    let body = [levels(&[(1, 0), (more, 1)]), levels(&[(more + 1, 0)])].concat();
+    let (len, values) = (varint(2 * body.len() as u64), varint(2 * u64::from(values)));
+    // Type, both lengths; then of a data page values and encodings: PLAIN, RLE, RLE.
+    let header = [&[0x15, 0, 0x15][..], &len, &[0x15], &len, &[0x2c, 0x15], &values];
+    [&header.concat()[..], &[0x15, 0, 0x15, 6, 0x15, 6, 0, 0], &body].concat()
+}
+
+#[test]
+fn a_billion_levels_in_some_bytes_are_not_counted_out() {
+    let _alone = alone();
+    let seed = &seeds::seeds()["plan"][0];
+    let counts = |values: u32| {
+        let page = page_of_nothings(values);
+        regrouped(seed, &page.clone(), |mut groups, at| {
+            let group = groups.remove(0);
+            let mut columns = group.columns().to_vec();
+            let list = columns.iter().position(|c| c.column_descr().max_rep_level() > 0).unwrap();
+            let chunk = columns[list].clone().into_builder();
+            let chunk = chunk.set_data_page_offset(at).set_total_compressed_size(page.len() as i64);
+            columns[list] = chunk.build().unwrap();
+            vec![group.into_builder().set_column_metadata(columns).build().unwrap()]
+        })
+    };
+    for values in [3, 1 << 20, (1 << 30) - 1] {
+        let error = refused("plan", &counts(values));
+        assert!(error.contains("column counts"), "{values}: {error}");
+    }
+}
+
+#[test]
+fn an_index_that_is_longer_than_its_pages_is_not_read() {
+    let _alone = alone();
+    let seed = &seeds::seeds()["tensor"][0];
+    // Twelve megabytes that each row group could name anew.
+    let added = vec![0; 12 << 20];
+    let file = regrouped(seed, &added, |mut groups, at| {
+        let group = groups.remove(0);
+        let chunk = group.column(0).clone().into_builder();
+        let chunk = chunk.set_offset_index_offset(Some(at));
+        let chunk = chunk.set_offset_index_length(Some(added.len() as i32)).build().unwrap();
+        vec![group.into_builder().set_column_metadata(vec![chunk]).build().unwrap()]
+    });
+    let error = refused("tensor", &file);
+    assert!(error.contains("no offset index"), "{error}");
+}
+
+#[test]
+fn chunks_of_a_checkpoint_that_share_their_bytes_are_refused() {
+    let _alone = alone();
+    let seeds = seeds::seeds();
+    let [metadata, first, second] = readers::parts(&seeds["dcp"][0]);
+    let again = |metadata: &[u8]| readers::joined(&[metadata, first, second]);
+    // Both ranks' chunks are said to lie in the second rank's file, which is the longer one.
+    let name = b"__0_0.distcp";
+    let places: Vec<usize> = (0..metadata.len() - name.len())
+        .filter(|&at| &metadata[at..at + name.len()] == name)
+        .collect();
+    assert!(!places.is_empty());
+    let mut changed = metadata.to_vec();
+    places.iter().for_each(|at| changed[at + 2] = b'1');
+    let error = refused("dcp", &again(&changed));
+    assert!(error.contains("another takes, too"), "{error}");
+}
+
 #[test]
 fn nesting_ends_before_the_stack_does() {
     let _alone = alone();
@@ -264,6 +392,29 @@ fn names_that_lead_elsewhere_open_nothing_there() {
     for path in ["tile/../000", "/tile/0/000", "tile/0/../000", "tile/entries/x000", "tile//000"] {
         refused("tile", &readers::joined(&[path.as_bytes(), &[0; 32]]));
     }
+}
+
+#[test]
+fn what_is_spelled_in_a_byte_takes_no_more_than_was_said() {
+    let _alone = alone();
+    let pickle = |op: u8| [&b"\x80\x02"[..], &[op; 1 << 18], b"."].concat();
+    for op in *b"N])}(" {
+        refused("pickle", &pickle(op));
+    }
+    // Many digits of one-digit numbers, empty lists, empty objects.
+    for item in ["0", "[]", "{}", "\"\""] {
+        let list = format!("[{}]", vec![item; 1 << 16].join(","));
+        let reader = READERS.iter().find(|(name, _)| *name == "json").unwrap();
+        assert_eq!(read(reader, list.as_bytes(), item).0, Ok(()));
+        refused("record", list.as_bytes());
+        refused("retention", list.as_bytes());
+    }
+    let members: Vec<String> = (0..1 << 14).map(|n| format!(r#""{n}":{{}}"#)).collect();
+    let header = format!("{{{}}}", members.join(","));
+    let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    refused("safetensors", &file);
+    let tables: String = (0..1 << 14).map(|n| format!("[a{n}]\n")).collect();
+    refused("config", tables.as_bytes());
 }
 
 #[test]

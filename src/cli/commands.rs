@@ -52,6 +52,7 @@ use super::{
     exit::CliError,
     output::{print, size},
     progress::say,
+    source::open,
     submit,
 };
 
@@ -528,7 +529,8 @@ struct DiffDocument {
 }
 
 pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
-    let ledger = args.source.open()?;
+    let path = args.ledger.as_deref().expect("clap asks for it where there is no dispute");
+    let ledger = open(path, &args.proxy)?;
     let newest = || ledger.sealed().last().map_or(At::Genesis, |s| At::Round(s.record.round));
     let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
     let document = DiffDocument { tensors };

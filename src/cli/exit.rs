@@ -1,7 +1,7 @@
 //! Exit codes: what a script can tell apart.
 
 use crate::{
-    audit::{checks::Verdict, prove::ProveBundleError},
+    audit::{checks::Verdict, dispute::DisputeError, prove::ProveBundleError},
     delta::DeltaError,
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
@@ -64,6 +64,16 @@ pub enum CliError {
     Prove(#[from] ProveBundleError),
     #[error("{path}: {source}")]
     Policy { path: std::path::PathBuf, source: crate::merkle::policy::PolicyError },
+    #[error(transparent)]
+    Dispute(#[from] DisputeError),
+    #[error("a dispute has two sides: --dispute A B")]
+    DisputeSides,
+    #[error("reports hold no proofs: name the ledger to take them from, too")]
+    DisputeLedger,
+    #[error(
+        "they disagree: --out FILE writes what shows who is wrong, `gradledger verify` judges it"
+    )]
+    Disagree,
     #[error("the genesis is no round; with --tensor it is a state")]
     GenesisRound,
     #[error("{}", verdict_text(.0))]
@@ -129,6 +139,7 @@ fn verdict_text(verdict: &Verdict) -> &'static str {
         }
         Verdict::Mismatch => "a check failed: the list says which, and where",
         Verdict::BadSignature => "a signature does not hold: the list says whose",
+        Verdict::Contradiction => "an anchor contradicts the log: the list says which",
     }
 }
 
@@ -140,18 +151,18 @@ pub fn code(error: &CliError) -> u8 {
         CliError::NoLedgerServed { .. } => NO_LEDGER,
         CliError::Sync(error) => sync_code(error),
         CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
-        CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
-        CliError::Prove(
-            ProveBundleError::NoTensor { .. }
-            | ProveBundleError::NoPiece { .. }
-            | ProveBundleError::NoSubmission { .. },
-        )
+        CliError::Prove(error) | CliError::Dispute(DisputeError::Prove(error)) => prove_code(error),
+        CliError::Disagree => MISMATCH,
+        CliError::Dispute(_)
+        | CliError::DisputeSides
+        | CliError::DisputeLedger
         | CliError::Policy { .. }
         | CliError::GenesisRound => USAGE,
         CliError::Verdict(Verdict::Passed) => 0,
         CliError::Verdict(Verdict::Incomplete) => INCOMPLETE,
         CliError::Verdict(Verdict::Mismatch) => MISMATCH,
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
+        CliError::Verdict(Verdict::Contradiction) => CONTRADICTION,
         CliError::Delta(error) => delta_code(error),
         CliError::WrongReceipt(_) | CliError::ReceiptKey => BAD_SIGNATURE,
         CliError::NoUploads => USAGE,
@@ -214,6 +225,17 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NoTensor { .. }
         | LedgerError::Dropped { .. }
         | LedgerError::Peers(_) => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn prove_code(error: &ProveBundleError) -> u8 {
+    match error {
+        ProveBundleError::Ledger(error) => ledger_code(error),
+        ProveBundleError::NoTensor { .. }
+        | ProveBundleError::NoPiece { .. }
+        | ProveBundleError::NoSubmission { .. }
+        | ProveBundleError::NotFolded { .. } => USAGE,
         _ => FAILURE,
     }
 }

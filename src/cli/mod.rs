@@ -9,6 +9,7 @@ mod audit;
 mod commands;
 mod delta;
 mod demo;
+mod dispute;
 mod doctor;
 mod exit;
 mod gc;
@@ -475,10 +476,24 @@ struct RotateKeyArgs {
     json: bool,
 }
 
+/// Compares two checkpoints tensor by tensor; or two ledgers that disagree.
+///
+/// With --dispute A B, which are ledgers or reports of `audit`, finds the first round, tensor and piece
+/// in which they differ, and writes a file from which `verify` says who is wrong. Two reports name a
+/// place only; LEDGER is where its proofs come from. Exit 20 if they differ.
 #[derive(Debug, Args)]
 struct DiffArgs {
+    /// The ledger: a directory, or the http or https URL of a server.
+    #[arg(required_unless_present = "dispute")]
+    ledger: Option<PathBuf>,
     #[command(flatten)]
-    source: source::SourceArgs,
+    proxy: source::ProxyArgs,
+    /// Two ledgers, or reports, that disagree.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["from", "to"])]
+    dispute: Vec<PathBuf>,
+    /// The file to write about the dispute.
+    #[arg(long, value_name = "FILE", requires = "dispute")]
+    out: Option<PathBuf>,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -567,6 +582,7 @@ pub fn main() -> ExitCode {
             commands::rotate_key(args)
         }
         Command::Log(args) => commands::log(args),
+        Command::Diff(args) if !args.dispute.is_empty() => dispute::dispute(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),

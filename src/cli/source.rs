@@ -46,22 +46,31 @@ impl ProxyArgs {
 impl SourceArgs {
     /// Opens the ledger for reading.
     pub fn open(&self) -> Result<Ledger, CliError> {
-        let place = self.place()?;
-        Ok(Ledger::open_in(place.files.clone(), &place.root)
-            .map_err(|error| unserved(self, error))?)
+        open(self.path(), &self.proxy)
     }
 
     /// Where its files are.
     pub fn place(&self) -> Result<Place, CliError> {
-        let path = self.path();
-        match url(path) {
-            Some(url) => served(url, &self.proxy),
-            None => Ok(Place::new(Arc::new(Disk), path)),
-        }
+        place(self.path(), &self.proxy)
     }
 
     fn path(&self) -> &Path {
         self.ledger.as_deref().expect("clap asks for it")
+    }
+}
+
+/// Opens the ledger of this name for reading.
+pub fn open(ledger: &Path, proxy: &ProxyArgs) -> Result<Ledger, CliError> {
+    let place = place(ledger, proxy)?;
+    let opened = Ledger::open_in(place.files.clone(), &place.root);
+    Ok(opened.map_err(|error| unserved(ledger, error))?)
+}
+
+/// Where the files of the ledger of this name are.
+fn place(ledger: &Path, proxy: &ProxyArgs) -> Result<Place, CliError> {
+    match url(ledger) {
+        Some(url) => served(url, proxy),
+        None => Ok(Place::new(Arc::new(Disk), ledger)),
     }
 }
 
@@ -82,8 +91,8 @@ pub fn url(ledger: &Path) -> Option<&str> {
 }
 
 /// A server without a ledger is none that `init` would make one of.
-fn unserved(source: &SourceArgs, error: LedgerError) -> CliError {
-    match (url(source.path()), error) {
+fn unserved(ledger: &Path, error: LedgerError) -> CliError {
+    match (url(ledger), error) {
         (Some(url), LedgerError::NoLedger { .. }) => {
             CliError::NoLedgerServed { url: url.to_owned() }
         }

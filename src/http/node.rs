@@ -12,6 +12,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use tokio::{sync::Semaphore, time::timeout};
+
 use super::{
     blob::Blocks,
     manifests::Opened,
@@ -29,6 +31,12 @@ use crate::{
 /// How old a look at the heads may be.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
+/// How many requests may read for a document at once.
+const TURNS: usize = 32;
+
+/// How long a request waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A ledger as of its published heads, and what its records make public.
 pub struct Snapshot {
     /// The ledger.
@@ -45,6 +53,7 @@ pub struct Node {
     /// Whether the last look found a ledger that reads.
     reads: AtomicBool,
     draining: AtomicBool,
+    turns: Arc<Semaphore>,
     tensors: Mutex<Tensors>,
     hashes: Mutex<Opened<HashesReader>>,
     deltas: Mutex<Opened<StoredDelta>>,
@@ -72,6 +81,7 @@ impl Node {
             looked: Mutex::new(Instant::now()),
             reads: AtomicBool::new(true),
             draining: AtomicBool::new(false),
+            turns: Arc::new(Semaphore::new(TURNS)),
             tensors: Mutex::default(),
             hashes: Mutex::default(),
             deltas: Mutex::default(),
@@ -89,7 +99,8 @@ impl Node {
 
     /// The ledger as it was at most a tenth of a second ago; as it was before if it does not read now.
     pub async fn fresh(self: &Arc<Self>) -> Arc<Snapshot> {
-        let old = lock(&self.looked).elapsed() >= LOOK_EVERY;
+        // Who finds it locked does not wait: somebody is looking already.
+        let old = self.looked.try_lock().is_ok_and(|looked| looked.elapsed() >= LOOK_EVERY);
         if old {
             let node = self.clone();
             // The look itself logs what it could not read.
@@ -139,17 +150,26 @@ impl Node {
         Ok(())
     }
 
-    /// Runs what blocks on a thread for that.
+    /// Runs what blocks on a thread for that, when it is its turn: so that documents, however many are
+    /// asked for, leave threads for bytes on their way.
     ///
     /// # Errors
     ///
-    /// What `work` says; [`Problem`] (500) if it panics.
+    /// What `work` says; [`Problem`] (429) if its turn does not come, (500) if it panics.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
+        let turn = timeout(TURN_TIMEOUT, self.turns.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(Problem::busy("too many others ask for documents"));
+        };
         let span = tracing::Span::current();
-        let work = move || span.in_scope(work);
+        let work = move || {
+            // It goes on when nobody waits for it any more.
+            let _turn = turn;
+            span.in_scope(work)
+        };
         tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
     }
 

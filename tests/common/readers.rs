@@ -10,6 +10,7 @@ use gradledger::{
     audit::{trust::Trust, verify::verify},
     codec::{
         sr25519::SIGNATURE_BYTES,
+        ss58,
         statement::{STATEMENT_BYTES, Statement},
     },
     import::{
@@ -20,7 +21,7 @@ use gradledger::{
         source::Source,
         templar::{AggregatorFile, ForeignDelta, GradientFile, PeersFile},
         torch::{TensorRef, TorchArchive},
-        wallet::{Hotkey, ss58},
+        wallet::Hotkey,
         zip::Archive,
     },
     ledger::submit::Receipt,
@@ -53,7 +54,7 @@ use gradledger::{
         json,
         manifest::{ArtifactId, Manifest, ManifestId},
         record::{Disposition, DispositionsId, RoundsEntry},
-        submission::Submission,
+        submission::{Miner, Submission},
         tensor::Dtype,
     },
 };
@@ -309,8 +310,8 @@ fn plan(bytes: &[u8]) -> Outcome {
     let artifact = ArtifactId { root: Digest::default(), bytes: 96 };
     let (memory, place) = stored(|place| place::plan(&place.root, &artifact), bytes);
     let read = plan::read(&memory, &place.root, &artifact, 1, 2, 4).map_err(text)?;
-    let _ = plan::check_columns(&memory, &place.root, &artifact, &read, &["wq"], &[]);
-    Ok(())
+    let miners = [Miner::Uid(7), Miner::Hotkey(Digest([0x44; 32]))];
+    plan::check_columns(&memory, &place.root, &artifact, &read, &["wq"], &miners).map_err(text)
 }
 
 /// The segment of the vectors: three entries.
@@ -320,8 +321,7 @@ fn dispositions(bytes: &[u8]) -> Outcome {
     let entries = dispositions::read_entries(&memory, &place.root, &id).map_err(text)?;
     let read = |entry: &bytes::Bytes| json::from_slice::<Disposition>(entry).map_err(text);
     let rows = entries.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let _ = dispositions::check_columns(&memory, &place.root, &id, &rows);
-    Ok(())
+    dispositions::check_columns(&memory, &place.root, &id, &rows).map_err(text)
 }
 
 /// The table that [`table`] reads.
@@ -360,8 +360,10 @@ fn log(bytes: &[u8]) -> Outcome {
         256.. => String::new(),
         partial => format!(".p/{partial}"),
     };
-    memory.put(&place.root.join(format!("tile/0/000{width}")), tile.to_vec());
-    memory.put(&place.root.join(format!("tile/entries/000{width}")), bundle.to_vec());
+    if !tile.is_empty() {
+        memory.put(&place.root.join(format!("tile/0/000{width}")), tile.to_vec());
+        memory.put(&place.root.join(format!("tile/entries/000{width}")), bundle.to_vec());
+    }
     let log = LogReader::open(Arc::new(memory), &place.root).map_err(text)?;
     let last = log.size().saturating_sub(1);
     let _ = (log.leaf_hash(last), log.root_at(last), log.inclusion_proof(0, log.size()));

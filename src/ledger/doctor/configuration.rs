@@ -8,11 +8,10 @@ use super::{
 };
 use crate::store::{
     StoreError,
-    config::Config,
+    config::{Config, ServeChoice},
     index::{IndexDir, Standing},
     keys::{KeyError, heads::HeadGuard},
     log::LogError,
-    machine,
     open_round::OpenRound,
     place::Place,
 };
@@ -32,8 +31,9 @@ pub(super) fn config(place: &Place) -> Examined {
 }
 
 fn said(config: &Config) -> String {
-    let keep = config.retention.keep_every;
-    keep.map_or_else(|| "nothing chosen".to_owned(), |n| format!("retention.keep_every = {n}"))
+    let keep = config.retention.keep_every.map(|n| format!("retention.keep_every = {n}"));
+    let serve = (config.serve != ServeChoice::default()).then(|| "[serve] is set".to_owned());
+    keep.into_iter().chain(serve).collect::<Vec<_>>().join(", ")
 }
 
 pub(super) fn opened(ledger: &Ledger) -> Examined {
@@ -134,7 +134,7 @@ fn retention(ledger: &Ledger) -> Examined {
 
 /// Until `gc` runs every round leaves a state, and its hashes.
 fn room(ledger: &Ledger) -> Examined {
-    let free = match machine::free_bytes(&ledger.place().root) {
+    let free = match ledger.place().files.free_bytes(&ledger.place().root) {
         Ok(free) => free,
         Err(error) => return Examined::bad("room", Status::Warning, error, "look with `df`"),
     };
