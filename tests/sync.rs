@@ -347,9 +347,9 @@ fn mirrors_that_lack_things_or_fail_are_gone_around() {
     let joiner = Joiner::new();
     let said = joiner.fails(1, &[&lacking.url()], &[]);
     assert!(said.contains("no mirror has"), "{said}");
-    let busy = Server::start(&run().path(), |asked| match asked.number % 5 {
+    let busy = Server::start(&run().path(), |asked| match asked.number % 10 {
         2 => Act::Say(503, vec!["Retry-After: 0".into()], vec![]),
-        4 => Act::Cut,
+        7 => Act::Cut,
         _ => Act::Honest,
     });
     let report = joiner.sync(&[&lacking.url(), &busy.url()], &[]);
