@@ -287,7 +287,8 @@ fn a_lying_mirror_is_named_and_the_result_is_exact() {
         true => Act::Silent(Duration::from_millis(5)),
         false => Act::Honest,
     });
-    let lies: [(&str, fn(&Asked) -> Act); 5] = [
+    type Lie = fn(&Asked) -> Act;
+    let lies: [(&str, Lie); 5] = [
         ("segments", |asked| match asked.range {
             Some((Some(first), _)) if asked.path.starts_with("segments/") => {
                 Act::Flip { at: first + 100 }

@@ -47,8 +47,7 @@ impl SourceArgs {
     /// Opens the ledger for reading.
     pub fn open(&self) -> Result<Ledger, CliError> {
         let place = self.place()?;
-        Ok(Ledger::open_in(place.files.clone(), &place.root)
-            .map_err(|error| unserved(self, error))?)
+        Ledger::open_in(place.files.clone(), &place.root).map_err(|error| unserved(self, error))
     }
 
     /// Where its files are.
