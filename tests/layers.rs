@@ -30,7 +30,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["http/"]),
     ("http_body_util", &["http/"]),
     ("prometheus_client", &["http/metrics.rs"]),
-    ("tracing", &["http/", "ledger/submit.rs"]),
+    ("tracing", &["http/", "ledger/submit.rs", "cli/serve.rs"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     (
         "gradledger_anchor",
@@ -42,7 +42,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bytes", &["store/segment/", "http/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
     ("base64", &["merkle/", "store/keys/"]),
-    ("getrandom", &["store/keys/"]),
+    ("getrandom", &["store/keys/", "http/uploads.rs", "sync/submit.rs"]),
     ("hex", &["types/digest.rs", "merkle/note.rs", "import/wallet/keyfile.rs"]),
     ("schnorrkel", &["codec/sr25519.rs"]),
     ("argon2", &["import/wallet/encrypted.rs"]),
@@ -58,6 +58,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
     ("plotters", &["cli/demo/plot.rs"]),
+    ("clap_mangen", &["cli/"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (

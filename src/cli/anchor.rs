@@ -6,7 +6,7 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use gradledger_anchor::{exclusive::Coverage, grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
+use gradledger_anchor::{grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
 use serde::Serialize;
 
 use crate::{
@@ -16,8 +16,8 @@ use crate::{
         Ledger, LedgerError,
         anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
         anchored::{
-            AnchorTrust, AnchorView, AnchorsView, Finality, PlaceBy, Relation, SealedBetween,
-            exclusive, judge, judge_all, sealed_between,
+            AnchorTrust, AnchorView, AnchorsView, ExclusiveView, Finality, PlaceBy, Relation,
+            SealedBetween, exclusive_view, judge, judge_all, sealed_between,
         },
         witness::{JustifyLine, LiveSlot, LiveView, compare, justify},
         writer::LedgerWriter,
@@ -121,6 +121,22 @@ struct VerifyArgs {
     /// The ledger that a receipt is compared with.
     #[arg(long)]
     ledger: Option<PathBuf>,
+    #[command(flatten)]
+    trust: AnchorTrustArgs,
+    /// Compares the receipts with what this node shows now (needs a build with `--features chain`).
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Between which blocks this round was sealed [default: every round].
+    #[arg(long)]
+    round: Option<u64>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What an auditor knows of the chain from elsewhere.
+#[derive(Debug, Args)]
+pub struct AnchorTrustArgs {
     /// The GRANDPA authorities: JSON, `{"set_id":N,"authorities":[{"key":HEX,"weight":1},..]}`.
     #[arg(long, value_name = "FILE")]
     authorities: Option<PathBuf>,
@@ -136,19 +152,33 @@ struct VerifyArgs {
     /// Who anchors: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = address, requires = "genesis")]
     hotkey: Option<Digest>,
-    /// Compares the receipts with what this node shows now (needs a build with `--features chain`).
-    #[arg(long, value_name = "URL")]
-    endpoint: Option<String>,
-    /// Between which blocks this round was sealed [default: every round].
-    #[arg(long)]
-    round: Option<u64>,
     /// Whether the hotkey committed to nothing else in these blocks [default: from the first receipt
     /// to the last].
     #[arg(long, value_name = "A..B")]
     blocks: Option<BlockRange>,
-    /// One JSON document on stdout.
-    #[arg(long)]
-    json: bool,
+}
+
+impl AnchorTrustArgs {
+    /// Chain, subnet and hotkey, if they were given.
+    pub fn place(&self) -> Option<AnchorPlace> {
+        let (chain_genesis, netuid) = (self.genesis?, self.netuid?);
+        Some(AnchorPlace { netuid, chain_genesis, hotkey: self.hotkey? })
+    }
+
+    /// Who signs for blocks, if that was given.
+    pub fn authorities(&self) -> Result<Option<AuthoritySet>, CliError> {
+        self.authorities.as_deref().map(read_authorities).transpose()
+    }
+
+    /// Whether the operator's word for blocks is taken.
+    pub fn included(&self) -> bool {
+        self.included
+    }
+
+    /// The blocks that are asked about.
+    pub fn blocks(&self) -> Option<(u32, u32)> {
+        self.blocks.map(|range| (range.first, range.last))
+    }
 }
 
 /// `A..B`, both ends included.
@@ -351,26 +381,12 @@ impl Status {
     }
 }
 
-#[derive(Serialize)]
-struct ExclusiveView {
-    first: u32,
-    last: u32,
-    exclusive: bool,
-    text: String,
-}
-
 fn verify(args: &VerifyArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
-    let place = match (args.genesis, args.netuid, args.hotkey) {
-        (Some(chain_genesis), Some(netuid), Some(hotkey)) => {
-            Some(AnchorPlace { netuid, chain_genesis, hotkey })
-        }
-        _ => None,
-    };
+    let (place, authorities) = (args.trust.place(), args.trust.authorities()?);
     let trust = AnchorTrust { place, authorities: authorities.as_ref() };
     let (ledger, anchors) = judge_target(args, trust)?;
     let exclusive = match &ledger {
-        Some(ledger) => judge_exclusive(args, ledger, &anchors)?,
+        Some(ledger) => exclusive_view(ledger, &anchors, args.trust.blocks())?,
         None => None,
     };
     let rounds = match &ledger {
@@ -424,30 +440,6 @@ fn read_authorities(path: &Path) -> Result<AuthoritySet, CliError> {
     serde_json::from_slice(&bytes).map_err(|error| io(error.into()))
 }
 
-fn judge_exclusive(
-    args: &VerifyArgs,
-    ledger: &Ledger,
-    anchors: &AnchorsView,
-) -> Result<Option<ExclusiveView>, LedgerError> {
-    let first = anchors.receipts.iter().map(|r| r.set_in).min();
-    let last = anchors.receipts.iter().filter_map(|r| r.shown_at.number.try_into().ok()).max();
-    let own = first.zip(last).map(|(first, last)| BlockRange { first, last });
-    let Some(BlockRange { first, last }) = args.blocks.or(own) else { return Ok(None) };
-    let coverage = exclusive(ledger, anchors, first..=last)?;
-    let text = match coverage {
-        Coverage::Exclusive => "every commitment of the hotkey is a head of this log".to_owned(),
-        Coverage::Gap { from, to } => {
-            format!("no receipt shows what stood there in blocks {from} to {to}")
-        }
-        Coverage::Foreign { slot } => {
-            let what = slot.digest.map_or("something else".to_owned(), |digest| digest.to_string());
-            format!("block {} set {what}, which is no head of this log", slot.block)
-        }
-    };
-    let exclusive = coverage == Coverage::Exclusive;
-    Ok(Some(ExclusiveView { first, last, exclusive, text }))
-}
-
 fn rounds(
     args: &VerifyArgs,
     ledger: &Ledger,
@@ -483,7 +475,7 @@ fn checks(
     let mut lines = vec![
         line("place", known, "the chain, subnet and hotkey that are meant", false),
         line("state", proven, "the digest stood in the state below the block's header", false),
-        line("block", justified, "the given authorities signed for the block", args.included),
+        line("block", justified, "the given authorities signed for the block", args.trust.included),
         line("log", in_log, "the log starts with the anchored head", !compared),
     ];
     if let Some(live) = live {
@@ -500,27 +492,40 @@ fn checks(
 
 fn text(document: &VerifyDocument) -> String {
     let check = |c: &CheckLine| format!("{:<13} {:<9} {}\n", c.status.name(), c.check, c.text);
-    let mut text: String = document.checks.iter().map(check).collect();
-    for anchor in &document.anchors.receipts {
-        let AnchorView { size, set_in, shown_at, value, .. } = anchor;
+    let checks: String = document.checks.iter().map(check).collect();
+    let exclusive = document.exclusive.as_ref();
+    let live = document.live.as_ref().map_or_else(String::new, live_text);
+    checks + &anchors_text(&document.anchors.receipts, exclusive, &document.rounds) + &live
+}
+
+/// What a node shows of the hotkey's slot now.
+fn live_text(LiveView { newest, slot, .. }: &LiveView) -> String {
+    let slot = match slot {
+        LiveSlot::Empty => "nothing".to_owned(),
+        LiveSlot::Own { block, size } => format!("the head of {size} entries, set in {block}"),
+        LiveSlot::Other { block } => format!("something else, set in {block}"),
+    };
+    format!("now, after final block {newest}, the hotkey's slot holds {slot}\n")
+}
+
+/// What receipts show.
+pub fn anchors_text(
+    receipts: &[AnchorView],
+    exclusive: Option<&ExclusiveView>,
+    rounds: &[SealedBetween],
+) -> String {
+    let mut text = String::new();
+    for AnchorView { size, set_in, shown_at, value, .. } in receipts {
         text += &format!(
             "anchor  {size:>6} entries  set in block {set_in}, shown at {}  {value}\n",
             shown_at.number
         );
     }
-    if let Some(LiveView { newest, slot, .. }) = &document.live {
-        let slot = match slot {
-            LiveSlot::Empty => "nothing".to_owned(),
-            LiveSlot::Own { block, size } => format!("the head of {size} entries, set in {block}"),
-            LiveSlot::Other { block } => format!("something else, set in {block}"),
-        };
-        text += &format!("now, after final block {newest}, the hotkey's slot holds {slot}\n");
-    }
-    if let Some(ExclusiveView { first, last, exclusive, text: why }) = &document.exclusive {
+    if let Some(ExclusiveView { first, last, exclusive, text: why }) = exclusive {
         let word = if *exclusive { "exclusive" } else { "not exclusive" };
         text += &format!("{word} in blocks {first} to {last}: {why}\n");
     }
-    for SealedBetween { round, after, before } in &document.rounds {
+    for SealedBetween { round, after, before } in rounds {
         let after = after
             .map_or("no block that a receipt shows".to_owned(), |b| format!("block {}", b.number));
         let before = before.map_or("no block yet".to_owned(), |b| format!("block {b}"));

@@ -9,8 +9,11 @@ mod audit;
 mod commands;
 mod delta;
 mod demo;
+mod dispute;
+mod doctor;
 mod exit;
 mod gc;
+mod man;
 mod output;
 mod progress;
 mod prove;
@@ -22,6 +25,7 @@ mod verify;
 
 use crate::{
     ledger::At,
+    merkle::note::VerifierKey,
     types::{digest::Digest, submission::Miner},
 };
 
@@ -80,11 +84,15 @@ enum Command {
     Anchor(anchor::AnchorArgs),
     /// Serves the ledger over HTTP.
     Serve(serve::ServeArgs),
+    /// Examines the machine and a ledger's configuration, and says what to mend.
+    Doctor(DoctorArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+    /// Writes the manual: a page for each command.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -216,7 +224,7 @@ enum FormatName {
 
 #[derive(Debug, Args)]
 struct SubmitArgs {
-    /// The ledger.
+    /// The ledger: a directory, or the http or https URL of a server that takes uploads.
     ledger: PathBuf,
     /// The delta: a directory of delta segments, or a gradient file in Templar's layout.
     delta: PathBuf,
@@ -229,6 +237,12 @@ struct SubmitArgs {
     /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// With a URL, a log's verifier key that must have signed the receipt's head [default: those that
+    /// the server's log names].
+    #[arg(long, value_name = "KEY")]
+    log_key: Vec<VerifierKey>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
     #[command(flatten)]
     writer: WriterArgs,
     /// Also writes the receipt to this file.
@@ -462,10 +476,24 @@ struct RotateKeyArgs {
     json: bool,
 }
 
+/// Compares two checkpoints tensor by tensor; or two ledgers that disagree.
+///
+/// With --dispute A B, which are ledgers or reports of `audit`, finds the first round, tensor and piece
+/// in which they differ, and writes a file from which `verify` says who is wrong. Two reports name a
+/// place only; LEDGER is where its proofs come from. Exit 20 if they differ.
 #[derive(Debug, Args)]
 struct DiffArgs {
+    /// The ledger: a directory, or the http or https URL of a server.
+    #[arg(required_unless_present = "dispute")]
+    ledger: Option<PathBuf>,
     #[command(flatten)]
-    source: source::SourceArgs,
+    proxy: source::ProxyArgs,
+    /// Two ledgers, or reports, that disagree.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["from", "to"])]
+    dispute: Vec<PathBuf>,
+    /// The file to write about the dispute.
+    #[arg(long, value_name = "FILE", requires = "dispute")]
+    out: Option<PathBuf>,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -514,6 +542,28 @@ struct FsckArgs {
     json: bool,
 }
 
+/// Examines the machine and a ledger's configuration, and says what to mend.
+///
+/// Exits with 0 also after warnings, with 1 if something would make a command fail. The disk is measured
+/// with one file of at most 64 MiB, which is gone however this ends.
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The ledger, or the directory that one is to be made in [default: the machine alone, here].
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The directory for gradledger.1, gradledger-seal.1 and so on; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
 /// Parses the arguments, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -532,6 +582,7 @@ pub fn main() -> ExitCode {
             commands::rotate_key(args)
         }
         Command::Log(args) => commands::log(args),
+        Command::Diff(args) if !args.dispute.is_empty() => dispute::dispute(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
@@ -541,6 +592,8 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
         Command::Serve(args) => serve::serve(args),
+        Command::Doctor(args) => doctor::doctor(args),
+        Command::Man(args) => man::man(&args.out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

@@ -46,26 +46,39 @@ impl ProxyArgs {
 impl SourceArgs {
     /// Opens the ledger for reading.
     pub fn open(&self) -> Result<Ledger, CliError> {
-        let place = self.place()?;
-        Ledger::open_in(place.files.clone(), &place.root).map_err(|error| unserved(self, error))
+        open(self.path(), &self.proxy)
     }
 
     /// Where its files are.
     pub fn place(&self) -> Result<Place, CliError> {
-        let path = self.path();
-        match url(path) {
-            Some(url) => {
-                let remote = Remote::new(url, &self.proxy.http())?;
-                let root = remote.root().to_owned();
-                Ok(Place { files: Arc::new(remote), root })
-            }
-            None => Ok(Place::new(Arc::new(Disk), path)),
-        }
+        place(self.path(), &self.proxy)
     }
 
     fn path(&self) -> &Path {
         self.ledger.as_deref().expect("clap asks for it")
     }
+}
+
+/// Opens the ledger of this name for reading.
+pub fn open(ledger: &Path, proxy: &ProxyArgs) -> Result<Ledger, CliError> {
+    let place = place(ledger, proxy)?;
+    let opened = Ledger::open_in(place.files.clone(), &place.root);
+    Ok(opened.map_err(|error| unserved(ledger, error))?)
+}
+
+/// Where the files of the ledger of this name are.
+fn place(ledger: &Path, proxy: &ProxyArgs) -> Result<Place, CliError> {
+    match url(ledger) {
+        Some(url) => served(url, proxy),
+        None => Ok(Place::new(Arc::new(Disk), ledger)),
+    }
+}
+
+/// The files that the server at `url` serves.
+pub fn served(url: &str, proxy: &ProxyArgs) -> Result<Place, CliError> {
+    let remote = Remote::new(url, &proxy.http())?;
+    let root = remote.root().to_owned();
+    Ok(Place { files: Arc::new(remote), root })
 }
 
 /// The URL that a ledger's name is, if it is one.
@@ -88,8 +101,8 @@ pub fn explained(error: CliError) -> CliError {
 }
 
 /// A server without a ledger is none that `init` would make one of.
-fn unserved(source: &SourceArgs, error: LedgerError) -> CliError {
-    match (url(source.path()), error) {
+fn unserved(ledger: &Path, error: LedgerError) -> CliError {
+    match (url(ledger), error) {
         (Some(url), LedgerError::NoLedger { .. }) => {
             CliError::NoLedgerServed { url: url.to_owned() }
         }

@@ -169,6 +169,15 @@ impl StoredDelta {
         self.hashes.manifest()
     }
 
+    /// The piece digests of the artifact at `position`, checked against its root.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Hashes`].
+    pub fn digests(&self, position: usize) -> Result<Vec<Digest>, StoreError> {
+        Ok(self.hashes.digests(position)?)
+    }
+
     /// The bytes of `group` of the tensor `name`.
     ///
     /// # Errors

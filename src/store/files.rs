@@ -375,7 +375,9 @@ pub fn write_whole(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<(
     file.sync()?;
     drop(file);
     files.rename(&beside, path)?;
-    files.sync_dir(path.parent().unwrap_or(Path::new(".")))
+    // A name alone lies in the working directory.
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    files.sync_dir(parent.unwrap_or(Path::new(".")))
 }
 
 /// Creates a directory and those above it, all their names durable.

@@ -11,6 +11,7 @@ pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;
+pub mod machine;
 pub mod open_round;
 pub mod place;
 pub mod quarantine;

@@ -84,13 +84,13 @@ pub(super) struct Found {
 
 /// One server.
 pub struct Http {
-    client: Client,
+    pub(super) client: Client,
     /// As it was given.
     url: String,
     /// Where the files are, without a slash at the end.
     base: Url,
     options: HttpOptions,
-    requests: AtomicU64,
+    pub(super) requests: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -359,7 +359,7 @@ impl Http {
     }
 }
 
-fn parse(url: &str) -> Result<Url, RemoteError> {
+pub(super) fn parse(url: &str) -> Result<Url, RemoteError> {
     let wrong = |reason| RemoteError::Url { url: url.to_owned(), reason };
     let parsed = Url::parse(url).map_err(|_| wrong("it cannot be read as one"))?;
     if !matches!(parsed.scheme(), "http" | "https") {
@@ -401,7 +401,7 @@ fn client(base: &Url, options: &HttpOptions) -> Result<Client, RemoteError> {
     builder.build().map_err(|source| RemoteError::Client { source })
 }
 
-fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
+pub(super) fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
     RemoteError::Unreachable { url: url.to_string(), source: source.without_url() }
 }
 

@@ -15,6 +15,7 @@ mod cache;
 mod error;
 mod http;
 mod range;
+mod send;
 
 use std::{
     collections::HashMap,
@@ -30,6 +31,7 @@ use self::{
 pub use self::{
     error::RemoteError,
     http::{Http, HttpOptions, Traffic},
+    send::{Question, Sent},
 };
 use super::files::{Disk, Files, ReadFile, WriteFile};
 

@@ -137,9 +137,9 @@ pub(super) fn text(
     whole: &Bytes,
     column: usize,
 ) -> Result<Vec<Bytes>, SegmentError> {
-    let mut values = Vec::new();
+    let (mut values, mut free_at) = (Vec::new(), MAGIC.len() as u64);
     for row_group in 0..segment.row_groups() {
-        let (group, chunk) = segment.whole_chunk(row_group, column)?;
+        let (group, chunk) = segment.whole_chunk(row_group, column, &mut free_at)?;
         let rows = group.num_rows();
         let before = values.len();
         let mut pages = guarded(&segment.path, || {

@@ -52,7 +52,8 @@ pub enum SegmentError {
     )]
     Index { path: PathBuf, row_group: usize, column: usize, file_bytes: u64 },
     #[error(
-        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}, the file {file_bytes}",
+        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}; only \
+         {free_start}..{file_bytes} is free",
         path = path.display()
     )]
     Chunk {
@@ -61,6 +62,7 @@ pub enum SegmentError {
         column: usize,
         offset: i64,
         bytes: i64,
+        free_start: u64,
         file_bytes: u64,
     },
     #[error(

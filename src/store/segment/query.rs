@@ -176,9 +176,7 @@ pub fn merge(
     let mut draft = Draft::create(files, path, table.parquet())?;
     for source in sources {
         let segment = SegmentFile::open(files, source, table.parquet())?;
-        for row_group in 0..segment.row_groups() {
-            draft.copy(&segment, row_group)?;
-        }
+        draft.copy(&segment)?;
     }
     draft.finish()
 }
