@@ -604,6 +604,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress.clear();
+            let error = source::explained(error);
             progress::say(format_args!("gradledger: {error}"));
             ExitCode::from(exit::code(&error))
         }
