@@ -6,8 +6,8 @@
 //!
 //! Trust: none. Whoever admits an upload hashes all of it again. Losing one costs sending it again.
 
+mod arrived;
 mod arriving;
-mod bytes;
 
 use std::{
     collections::BTreeSet,
@@ -20,7 +20,7 @@ use gradledger_kernels::sha256::Sha256;
 use serde::{Deserialize, Serialize};
 
 pub use self::arriving::{ArrivalError, Arriving};
-use self::{arriving::Piece, bytes::UploadedBytes};
+use self::{arrived::UploadedBytes, arriving::Piece};
 use super::{
     files::{Files, create_dir_durable, read_whole, write_whole},
     hashes::HashesReader,
