@@ -63,7 +63,7 @@ impl SourceArgs {
 pub fn open(ledger: &Path, proxy: &ProxyArgs) -> Result<Ledger, CliError> {
     let place = place(ledger, proxy)?;
     let opened = Ledger::open_in(place.files.clone(), &place.root);
-    Ok(opened.map_err(|error| unserved(ledger, error))?)
+    opened.map_err(|error| unserved(ledger, error))
 }
 
 /// Where the files of the ledger of this name are.

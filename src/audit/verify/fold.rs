@@ -68,6 +68,16 @@ impl Pieces<'_> {
     }
 }
 
+/// What a fold of one piece takes, as it is proven.
+struct Inputs {
+    /// The base's piece.
+    state: Vec<u8>,
+    /// The tensor's rows of the plan.
+    plan: Vec<u8>,
+    /// In ledger order.
+    deltas: Vec<Delta>,
+}
+
 /// A miner's part of a fold as it is proven.
 struct Delta {
     book: Vec<u8>,
@@ -100,7 +110,7 @@ impl Judge<'_> {
         let proofs = claim.pieces.iter();
         let mut pieces = Pieces { rest: self.bundle.member("pieces"), proofs };
         let proven = prove(&mut pieces, &folded, described, &plan, &artifacts);
-        let (mut state, plan, deltas) = self.step(Check::Bytes, proven)?;
+        let Inputs { mut state, plan, deltas } = self.step(Check::Bytes, proven)?;
         let plan = Plan::from_bytes(&plan, 1, deltas.len(), 1 << rule.code_bits());
         let plan = self.agrees(Check::Plan, plan)?;
         let rows = self.rows(rule, &folded, &deltas, &plan.rows)?;
@@ -318,7 +328,7 @@ fn prove(
     described: &Descriptor,
     plan: &Span,
     artifacts: &[[ArtifactId; 3]],
-) -> Result<(Vec<u8>, Vec<u8>, Vec<Delta>), String> {
+) -> Result<Inputs, String> {
     let state = pieces.take(&folded.base(described))?;
     let plan = pieces.take(plan)?;
     let mut deltas = Vec::new();
@@ -331,7 +341,7 @@ fn prove(
         });
     }
     pieces.end()?;
-    Ok((state, plan, deltas))
+    Ok(Inputs { state, plan, deltas })
 }
 
 /// The digest of the piece after the fold; what the record says of a tensor that it leaves unchanged
