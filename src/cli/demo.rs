@@ -150,6 +150,7 @@ fn start(files: &Path, ledger: &Path) -> Result<(), LedgerError> {
         miners: MinersPolicy::Listed,
         key_file: None,
         anchor: None,
+        files: &[],
     };
     init(ledger, &options, &Silent).map(|_| ())
 }

@@ -12,7 +12,7 @@ use std::{
 
 use gradledger::{
     anchor::file::FileChain,
-    export::{ExportDtype, SHARD_BYTES_MAX, export},
+    export::{ExportDtype, FileSet, SHARD_BYTES_MAX, export},
     import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
         Anchored, At, Ledger, LedgerError,
@@ -346,6 +346,7 @@ impl Fixture {
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
             anchor: None,
+            files: &[],
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -618,7 +619,8 @@ fn kind(outcome: &Outcome) -> &'static str {
 pub fn exported(ledger: &Ledger, at: At) -> Result<Digest, Failed> {
     let out = MemFs::new();
     let state = ledger.checkpoint(ledger.state(at)?)?;
-    export(&state, ExportDtype::F32, SHARD_BYTES_MAX, &out, Path::new("/out"), &Silent)?;
+    let set = FileSet::of(state.manifest(), ExportDtype::F32, SHARD_BYTES_MAX)?;
+    export(&state, &set, &out, Path::new("/out"), &Silent)?;
     let mut all = Vec::new();
     for (path, bytes) in out.files() {
         writeln!(all, "{} {}", path.display(), bytes.len())?;
