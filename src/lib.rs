@@ -12,6 +12,7 @@ pub mod codec;
 pub mod delta;
 pub mod export;
 pub mod fold;
+pub mod http;
 pub mod import;
 pub mod intake;
 pub mod ledger;

@@ -9,23 +9,30 @@ use std::{
 };
 
 /// The rooms of `src/`, by layer. Rooms of one layer do not import each other.
-const LAYERS: [(u8, &[&str]); 7] = [
+const LAYERS: [(u8, &[&str]); 8] = [
     (1, &["types"]),
     (2, &["codec", "merkle"]),
     (3, &["store", "import"]),
     (4, &["anchor", "delta", "intake", "plan", "fold", "seal", "export"]),
     (5, &["ledger"]),
     (6, &["audit"]),
-    (7, &["cli"]),
+    (7, &["http"]),
+    (8, &["cli"]),
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 25] = [
+const HOMES: [(&str, &[&str]); 31] = [
     ("subxt", &["anchor/subtensor.rs"]),
-    ("tokio", &["anchor/subtensor.rs"]),
+    ("tokio", &["anchor/subtensor.rs", "http/", "cli/serve.rs"]),
+    ("warp", &["http/"]),
+    ("hyper", &["http/"]),
+    ("hyper_util", &["http/"]),
+    ("http_body_util", &["http/"]),
+    ("tracing", &["http/"]),
+    ("tracing_subscriber", &["cli/serve.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),
     ("parquet", &["store/segment/"]),
-    ("bytes", &["store/segment/"]),
+    ("bytes", &["store/segment/", "http/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
     ("base64", &["merkle/", "store/keys/"]),
     ("getrandom", &["store/keys/"]),

@@ -84,6 +84,10 @@ pub enum CliError {
     InTheWay { path: std::path::PathBuf },
     #[error("nothing was dropped: {0} things that must be there are not, as listed")]
     GcRefused(usize),
+    #[error("--log {filter}: {reason}")]
+    LogFilter { filter: String, reason: String },
+    #[error(transparent)]
+    Serve(#[from] crate::http::ServeError),
     #[error("the demo did not give what it should: {0}")]
     Demo(&'static str),
 }
@@ -124,7 +128,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
-        CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
+        CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }

@@ -1,4 +1,4 @@
-//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+//! Layer 8: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -14,6 +14,7 @@ mod gc;
 mod output;
 mod progress;
 mod prove;
+mod serve;
 mod submit;
 mod verify;
 
@@ -73,6 +74,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
     Anchor(anchor::AnchorArgs),
+    /// Serves the ledger over HTTP.
+    Serve(serve::ServeArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
@@ -534,6 +537,7 @@ pub fn main() -> ExitCode {
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
+        Command::Serve(args) => serve::serve(args),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

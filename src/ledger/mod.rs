@@ -168,6 +168,11 @@ pub enum LedgerError {
     Anchor(#[from] anchored::AnchorError),
     #[error(transparent)]
     AnchorStep(#[from] anchor::AnchorStepError),
+    #[error(
+        "the {log} log has {now} entries now and had {before}: was an old backup put in its place? \
+         If so, start anew from it"
+    )]
+    Shrunk { log: &'static str, before: u64, now: u64 },
     #[error("the thread that appends submissions has ended")]
     SubmitterGone,
     #[error("the submission was not appended: {reason}")]
@@ -235,6 +240,9 @@ pub struct Sealed {
 }
 
 /// A ledger open for reading, as of the tree heads that were published when it was opened.
+///
+/// A clone is cheap: what grows with the run is shared.
+#[derive(Clone)]
 pub struct Ledger {
     place: Place,
     genesis: Genesis,
@@ -242,8 +250,8 @@ pub struct Ledger {
     keys: KeyChain,
     rounds: LogReader,
     submissions: LogReader,
-    sealed: Vec<Sealed>,
-    anchors: Vec<Anchored>,
+    sealed: Arc<Vec<Sealed>>,
+    anchors: Arc<Vec<Anchored>>,
 }
 
 /// An anchor with its place in the rounds log.
@@ -291,6 +299,42 @@ impl Ledger {
                 return Err(error.into());
             }
         }
+    }
+
+    /// This ledger as its logs are now, if a new head was published of either.
+    ///
+    /// New submissions alone cost reading two heads; a sealed round, reading the rounds log again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`]; [`LedgerError::Shrunk`] if a log has fewer entries than before.
+    pub fn follow(&self) -> Result<Option<Self>, LedgerError> {
+        let open = |dir: &Path| LogReader::open(self.place.files.clone(), dir);
+        let rounds = open(&self.place.rounds_log())?;
+        if rounds.note() != self.rounds.note() {
+            let now = Self::open_in(self.place.files.clone(), &self.place.root)?;
+            return self.check_grown(&now).map(|()| Some(now));
+        }
+        let submissions = open(&self.place.submissions_log())?;
+        if submissions.note() == self.submissions.note() {
+            return Ok(None);
+        }
+        let now = Self { submissions, ..self.clone() };
+        self.check_grown(&now)?;
+        now.verify_heads()?;
+        Ok(Some(now))
+    }
+
+    fn check_grown(&self, now: &Self) -> Result<(), LedgerError> {
+        let logs = [("rounds", &self.rounds, &now.rounds)];
+        let logs = logs.into_iter().chain([("submissions", &self.submissions, &now.submissions)]);
+        for (log, before, now) in logs {
+            let (before, now) = (before.size(), now.size());
+            if now < before {
+                return Err(LedgerError::Shrunk { log, before, now });
+            }
+        }
+        Ok(())
     }
 
     /// The ledger as its logs are committed, whatever is published of them: for a writer, which has
@@ -342,6 +386,7 @@ impl Ledger {
         }
         let no_ledger = || LedgerError::NoLedger { path: place.root.clone() };
         let (genesis, run_id, keys) = start.ok_or_else(no_ledger)?;
+        let (sealed, anchors) = (Arc::new(sealed), Arc::new(anchors));
         Ok(Self { place, genesis, run_id, keys, rounds, submissions, sealed, anchors })
     }
 

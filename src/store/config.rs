@@ -2,9 +2,15 @@
 //!
 //! Flags and `GRADLEDGER_*` come before it. Losing it costs choosing again.
 
-use std::{io, num::NonZeroU64, path::PathBuf};
+use std::{
+    io,
+    net::{AddrParseError, SocketAddr},
+    num::{NonZeroU64, NonZeroUsize},
+    path::PathBuf,
+    str::FromStr,
+};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{files::read_whole, place::Place};
 
@@ -29,6 +35,8 @@ pub enum ConfigError {
 pub struct Config {
     /// Which states are kept.
     pub retention: RetentionChoice,
+    /// How the ledger is served.
+    pub serve: ServeChoice,
 }
 
 /// `[retention]`.
@@ -37,6 +45,50 @@ pub struct Config {
 pub struct RetentionChoice {
     /// Every how many rounds a state is kept.
     pub keep_every: Option<NonZeroU64>,
+}
+
+/// `[serve]`: the server's addresses and limits.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServeChoice {
+    /// Where it listens.
+    pub listen: Option<SocketAddr>,
+    /// Where it tells of itself to Prometheus: an address, or `off`.
+    pub metrics: Option<MetricsAddress>,
+    /// Most connections at once.
+    pub connections_max: Option<NonZeroUsize>,
+    /// Most connections at once from one address.
+    pub connections_per_address_max: Option<NonZeroUsize>,
+    /// How long a connection may be without a whole request head.
+    pub head_timeout_s: Option<NonZeroU64>,
+    /// How long a peer may take for 16 KiB of a body.
+    pub stall_timeout_s: Option<NonZeroU64>,
+    /// How long open requests may take when the server stops.
+    pub drain_timeout_s: Option<u64>,
+}
+
+/// Where the server tells of itself, if anywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsAddress {
+    /// Nowhere.
+    Off,
+    /// There.
+    At(SocketAddr),
+}
+
+impl FromStr for MetricsAddress {
+    type Err = AddrParseError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "off" { Ok(Self::Off) } else { text.parse().map(Self::At) }
+    }
+}
+
+impl<'de> Deserialize<'de> for MetricsAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(|_| D::Error::custom("neither an address with a port, nor \"off\""))
+    }
 }
 
 impl Config {

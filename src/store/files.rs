@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -119,6 +119,16 @@ pub trait ReadFile: Send + Sync {
     /// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// What tells this file from others that had its name or will have it: of files that are replaced
+    /// by renaming, no two have the same. A place that cannot tell says the same of all.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn stamp(&self) -> io::Result<[u64; 3]> {
+        Ok([0; 3])
+    }
+
     /// Whether nobody but its owner may read or write it. A place that cannot tell says no.
     ///
     /// # Errors
@@ -146,6 +156,12 @@ impl ReadFile for fs::File {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn stamp(&self) -> io::Result<[u64; 3]> {
+        let metadata = self.metadata()?;
+        let time = [metadata.mtime(), metadata.mtime_nsec()].map(i64::cast_unsigned);
+        Ok([metadata.ino(), time[0], time[1]])
     }
 
     fn is_secret(&self) -> io::Result<bool> {

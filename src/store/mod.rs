@@ -141,6 +141,21 @@ impl StoreError {
         self.io().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
+    /// The operating system's answer, if that is what this is about, as far as it can be told again.
+    ///
+    /// # Errors
+    ///
+    /// This error, if it is about something else.
+    pub fn into_io(self) -> Result<io::Error, Self> {
+        match self.io() {
+            Some(error) => Ok(match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(error.kind(), self),
+            }),
+            None => Err(self),
+        }
+    }
+
     /// The operating system's answer, if that is what this is about.
     fn io(&self) -> Option<&io::Error> {
         match self {

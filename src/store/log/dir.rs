@@ -44,7 +44,7 @@ pub(super) enum Part {
 
 impl Part {
     /// The part that a path below the log's directory names.
-    fn parse(path: &str) -> Option<Self> {
+    pub(super) fn parse(path: &str) -> Option<Self> {
         let bundle = || path.parse().map(Self::Bundle);
         path.parse().map(Self::Tile).or_else(|_| bundle()).ok()
     }
@@ -64,7 +64,7 @@ impl Part {
     }
 
     /// The same part with more or fewer hashes or entries, if there can be so many.
-    fn resized(&self, width: u16) -> Option<Self> {
+    pub(super) fn resized(&self, width: u16) -> Option<Self> {
         match self {
             Self::Tile(id) => TileId::new(id.level(), id.index(), width).map(Self::Tile).ok(),
             Self::Bundle(id) => BundleId::new(id.index(), width).map(Self::Bundle).ok(),

@@ -11,6 +11,7 @@
 mod dir;
 mod reader;
 mod recover;
+mod served;
 mod tiler;
 mod verify;
 mod writer;
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     reader::{Entries, LogReader},
+    served::{LogFiles, ServedPart},
     writer::LogWriter,
 };
 use super::keys::heads::GuardError;

@@ -1,0 +1,171 @@
+//! What all requests share: the ledger as it is published now.
+//!
+//! Another process may write to the ledger, or a room of this one. So the heads are looked at again,
+//! at most every tenth of a second, by the first request that comes after that.
+
+use std::{
+    path::Path,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use super::{
+    blob::Blocks,
+    problem::Problem,
+    visible::{Published, Tensors},
+};
+use crate::{
+    ledger::{Ledger, LedgerError},
+    store::{log::LogFiles, place::Place},
+};
+
+/// How old a look at the heads may be.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A ledger as of its published heads, and what its records make public.
+pub struct Snapshot {
+    /// The ledger.
+    pub ledger: Ledger,
+    /// The names that may be read.
+    pub published: Arc<Published>,
+}
+
+/// What all requests share.
+pub struct Node {
+    snapshot: RwLock<Arc<Snapshot>>,
+    /// When the heads were last looked at. Held while they are.
+    looked: Mutex<Instant>,
+    /// Whether the last look found a ledger that reads.
+    reads: AtomicBool,
+    draining: AtomicBool,
+    tensors: Mutex<Tensors>,
+    blocks: Arc<Blocks>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is guarded is whole between any two statements.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Node {
+    /// The node of a ledger that was opened.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if a submission does not read.
+    pub fn new(ledger: Ledger) -> Result<Arc<Self>, LedgerError> {
+        let published = Arc::new(Published::of(&ledger)?);
+        Ok(Arc::new(Self {
+            snapshot: RwLock::new(Arc::new(Snapshot { ledger, published })),
+            looked: Mutex::new(Instant::now()),
+            reads: AtomicBool::new(true),
+            draining: AtomicBool::new(false),
+            tensors: Mutex::default(),
+            blocks: Arc::default(),
+        }))
+    }
+
+    /// The ledger as it was at the last look.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The ledger as it was at most a tenth of a second ago; as it was before if it does not read now.
+    pub async fn fresh(self: &Arc<Self>) -> Arc<Snapshot> {
+        let old = lock(&self.looked).elapsed() >= LOOK_EVERY;
+        if old {
+            let node = self.clone();
+            // The look itself logs what it could not read.
+            let _ = self.blocking(move || Ok(node.look()?)).await;
+        }
+        self.snapshot()
+    }
+
+    /// Looks at the heads, and takes up what was appended. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError`] if the ledger does not read; the snapshot stays as it was.
+    pub fn look(&self) -> Result<(), LedgerError> {
+        let mut looked = lock(&self.looked);
+        if looked.elapsed() < LOOK_EVERY {
+            return Ok(());
+        }
+        *looked = Instant::now();
+        let followed = self.follow();
+        self.reads.store(followed.is_ok(), Ordering::Relaxed);
+        if let Err(error) = &followed {
+            tracing::error!(%error, "the ledger does not read; what it was is served");
+        }
+        followed
+    }
+
+    /// Takes up what was appended, however short ago the last look was. It blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`Node::look`].
+    pub fn look_now(&self) -> Result<(), LedgerError> {
+        let _looked = lock(&self.looked);
+        self.follow()
+    }
+
+    fn follow(&self) -> Result<(), LedgerError> {
+        let now = self.snapshot();
+        let Some(ledger) = now.ledger.follow()? else { return Ok(()) };
+        let mut published = now.published.clone();
+        if ledger.sealed().len() > published.rounds() {
+            Arc::make_mut(&mut published).follow(&ledger)?;
+        }
+        let snapshot = Arc::new(Snapshot { ledger, published });
+        *self.snapshot.write().unwrap_or_else(PoisonError::into_inner) = snapshot;
+        Ok(())
+    }
+
+    /// Runs what blocks on a thread for that.
+    ///
+    /// # Errors
+    ///
+    /// What `work` says; [`Problem`] (500) if it panics.
+    pub async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
+    ) -> Result<T, Problem> {
+        let span = tracing::Span::current();
+        let work = move || span.in_scope(work);
+        tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
+    }
+
+    /// Where the ledger lies.
+    pub fn place(&self) -> Place {
+        self.snapshot().ledger.place().clone()
+    }
+
+    /// The files of the log in this directory.
+    pub fn log_files(&self, dir: &Path) -> LogFiles {
+        LogFiles::new(self.place().files, dir)
+    }
+
+    /// Which tensors belong to states that are kept.
+    pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
+        lock(&self.tensors)
+    }
+
+    /// Buffers for what is sent.
+    pub fn blocks(&self) -> &Arc<Blocks> {
+        &self.blocks
+    }
+
+    /// Whether the ledger reads and the server is not about to end.
+    pub fn is_ready(&self) -> bool {
+        self.reads.load(Ordering::Relaxed) && !self.draining.load(Ordering::Relaxed)
+    }
+
+    /// The server is about to end.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+}
