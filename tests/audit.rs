@@ -641,6 +641,7 @@ fn signed() -> Run {
         key_file: None,
         miners: MinersPolicy::Hotkeys((1..=3).map(|n| miner(n).public().to_digest()).collect()),
         anchor: None,
+        files: &[],
     };
     init(&run.path(), &options, &Silent).unwrap();
     let mut writer = run.writer();

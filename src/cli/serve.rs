@@ -12,7 +12,7 @@ use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
-    http::{Limits, Node, ServeError, Server},
+    http::{Limits, Node, ServeError, Server, hub},
     ledger::{Ledger, LedgerError},
     store::{
         StoreError,
@@ -80,8 +80,10 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
     log_to_stderr(args)?;
     let ledger = Ledger::open(&args.ledger)?;
     let config = Config::load(ledger.place()).map_err(StoreError::from);
-    let chosen = config.map_err(LedgerError::from)?.serve;
+    let config = config.map_err(LedgerError::from)?;
+    let chosen = config.serve;
     let node = Node::new(ledger)?;
+    let hub = config.hub.enabled.unwrap_or(true).then(|| hub::Worker::start(&node)).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -94,8 +96,10 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         print(args.json, &document, || format!("listening on http://{}\n", document.listen))?;
         let stop = stop_signal().map_err(ServeError::Start)?;
         server.run(stop).await;
-        Ok(())
-    })
+        Ok::<_, CliError>(())
+    })?;
+    drop(hub);
+    Ok(())
 }
 
 /// Flag or variable, then the ledger's own choice, then the default.

@@ -15,6 +15,7 @@ pub mod body;
 pub mod endpoint;
 pub mod files;
 pub mod health;
+pub mod hub;
 pub mod node;
 pub mod pace;
 pub mod path;

@@ -14,6 +14,7 @@ use std::{
 
 use super::{
     blob::Blocks,
+    hub::Hub,
     problem::Problem,
     visible::{Published, Tensors},
 };
@@ -43,6 +44,7 @@ pub struct Node {
     draining: AtomicBool,
     tensors: Mutex<Tensors>,
     blocks: Arc<Blocks>,
+    hub: Hub,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -55,8 +57,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if a submission does not read.
+    /// [`LedgerError`] if a submission or the ledger's configuration does not read.
     pub fn new(ledger: Ledger) -> Result<Arc<Self>, LedgerError> {
+        let hub = Hub::new(&ledger)?;
         let published = Arc::new(Published::of(&ledger)?);
         Ok(Arc::new(Self {
             snapshot: RwLock::new(Arc::new(Snapshot { ledger, published })),
@@ -65,6 +68,7 @@ impl Node {
             draining: AtomicBool::new(false),
             tensors: Mutex::default(),
             blocks: Arc::default(),
+            hub,
         }))
     }
 
@@ -152,6 +156,11 @@ impl Node {
     /// Which tensors belong to states that are kept.
     pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
         lock(&self.tensors)
+    }
+
+    /// The repositories for Hub clients.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Buffers for what is sent.

@@ -35,7 +35,7 @@ use super::{
     Node,
     body::{BodySlot, RequestBody},
     endpoint::{Context, Endpoint, Response},
-    files, health,
+    files, health, hub,
     pace::Pace,
     path::{Query, split},
     problem::Problem,
@@ -48,11 +48,11 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What a page of another origin may read of an answer.
 const EXPOSED: &str = "accept-ranges, content-length, content-range, etag, link, location, \
-                       retry-after, x-request-id";
+                       retry-after, x-request-id, x-repo-commit, x-error-code";
 
 /// All endpoints, the first that matches being the one that answers. A room is a line here.
 pub fn table() -> Vec<Endpoint> {
-    [health::endpoints(), files::endpoints()].into_iter().flatten().collect()
+    [health::endpoints(), files::endpoints(), hub::endpoints()].into_iter().flatten().collect()
 }
 
 type Routing = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;

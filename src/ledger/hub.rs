@@ -21,9 +21,6 @@ pub const FILE_BYTES_MAX: u64 = 50_000_000_000;
 /// Hex digits of a revision's id.
 pub const COMMIT_DIGITS: usize = 40;
 
-/// Longest name of a repository, its suffix left out.
-const NAME_BYTES_MAX: usize = 92;
-
 /// A state whose files all have a digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revision {
@@ -214,51 +211,4 @@ pub fn states(ledger: &Ledger, kept: &Kept) -> Vec<(At, ManifestId)> {
     let rounds = ledger.sealed().iter().map(|s| (At::Round(s.record.round), s.record.next));
     let genesis = [(At::Genesis, ledger.genesis().model)];
     genesis.into_iter().chain(rounds).filter(|(_, id)| kept.has(*id)).collect()
-}
-
-/// The name of a run as Hub clients take it: other characters become `-`.
-pub fn repository_name(run: &str) -> String {
-    let mut name = String::new();
-    for c in run.chars() {
-        let c = if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '-' };
-        // They refuse two of these side by side, and either at an end.
-        if !(matches!(c, '-' | '.') && (name.is_empty() || name.ends_with(['-', '.']))) {
-            name.push(c);
-        }
-    }
-    name.truncate(NAME_BYTES_MAX);
-    let name = name.trim_end_matches(['-', '.']);
-    let name = name.strip_suffix(".git").unwrap_or(name);
-    if name.is_empty() { "run".to_owned() } else { name.to_owned() }
-}
-
-/// Whether Hub clients take `name` as an owner or a repository.
-pub fn is_repository_name(name: &str) -> bool {
-    name.len() <= NAME_BYTES_MAX && !name.is_empty() && repository_name(name) == name
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_run_gets_a_name_that_hub_clients_take() {
-        let long = "x".repeat(200);
-        for (run, name) in [
-            ("my-run", "my-run"),
-            ("Covenant 72B/v2", "Covenant-72B-v2"),
-            ("a--b..c.-d", "a-b.c.d"),
-            ("-.-", "run"),
-            ("ä", "run"),
-            ("x.git", "x"),
-            ("trailing.", "trailing"),
-            (&long, &long[..92]),
-        ] {
-            assert_eq!(repository_name(run), name);
-            assert!(is_repository_name(name), "{name}");
-        }
-        assert!(
-            !is_repository_name("a/b") && !is_repository_name("") && !is_repository_name("a--b")
-        );
-    }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{files::read_whole, place::Place};
+use super::{files::read_whole, hub::RepositoryName, place::Place};
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -37,6 +37,8 @@ pub struct Config {
     pub retention: RetentionChoice,
     /// How the ledger is served.
     pub serve: ServeChoice,
+    /// What Hub clients get.
+    pub hub: HubChoice,
 }
 
 /// `[retention]`.
@@ -65,6 +67,18 @@ pub struct ServeChoice {
     pub stall_timeout_s: Option<NonZeroU64>,
     /// How long open requests may take when the server stops.
     pub drain_timeout_s: Option<u64>,
+}
+
+/// `[hub]`: the run as model repositories.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HubChoice {
+    /// Whether states are hashed for Hub clients.
+    pub enabled: Option<bool>,
+    /// Who owns the repositories.
+    pub owner: Option<RepositoryName>,
+    /// What the one in bf16 is called.
+    pub name: Option<RepositoryName>,
 }
 
 /// Where the server tells of itself, if anywhere.

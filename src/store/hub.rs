@@ -7,7 +7,7 @@
 
 use std::{collections::BTreeSet, io};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 use super::{
     StoreError,
@@ -165,6 +165,49 @@ fn put(place: &Place, path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreE
         .map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
+/// What a repository or its owner is called: what Hub clients take, with room for a suffix.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RepositoryName(String);
+
+/// Longest name of a repository, its suffix left out.
+const REPOSITORY_NAME_MAX: usize = 92;
+
+impl RepositoryName {
+    /// The name of a run; what cannot stand in a repository's becomes `-`.
+    pub fn of_run(run: &str) -> Self {
+        let mut name = String::new();
+        for c in run.chars() {
+            let c = if c.is_ascii_alphanumeric() || c == '_' || c == '.' { c } else { '-' };
+            // They refuse two of these side by side, and either at an end.
+            if !(matches!(c, '-' | '.') && (name.is_empty() || name.ends_with(['-', '.']))) {
+                name.push(c);
+            }
+        }
+        name.truncate(REPOSITORY_NAME_MAX);
+        let name = name.trim_end_matches(['-', '.']);
+        let name = name.strip_suffix(".git").unwrap_or(name);
+        Self(if name.is_empty() { "run".to_owned() } else { name.to_owned() })
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for RepositoryName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = Self(String::deserialize(deserializer)?);
+        if Self::of_run(&name.0) == name {
+            return Ok(name);
+        }
+        Err(D::Error::custom(
+            "Hub clients take up to 92 letters, digits, '_', '.' and '-', no two of '.' and '-' side by \
+             side and none at an end",
+        ))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -213,5 +256,27 @@ mod tests {
         assert_eq!(check_given(&[file("a", half), file("b", half)]), Ok(()));
         assert_eq!(check_given(&[file("a", half), file("b", half + 1)]), Err(GivenError::Bytes));
         assert_eq!(check_given(&[file("a", 1), file("b", u64::MAX)]), Err(GivenError::Bytes));
+    }
+
+    #[test]
+    fn a_run_gets_a_name_that_hub_clients_take() {
+        let long = "x".repeat(200);
+        for (run, name) in [
+            ("my-run", "my-run"),
+            ("Covenant 72B/v2", "Covenant-72B-v2"),
+            ("a--b..c.-d", "a-b.c.d"),
+            ("-.-", "run"),
+            ("ä", "run"),
+            ("x.git", "x"),
+            ("trailing.", "trailing"),
+            (&long, &long[..92]),
+        ] {
+            assert_eq!(RepositoryName::of_run(run).as_str(), name);
+            let read: RepositoryName = serde_json::from_value(name.into()).unwrap();
+            assert_eq!(read.as_str(), name);
+        }
+        for name in ["a/b", "", "a--b", "a b", ".a", "x.git"] {
+            assert!(serde_json::from_value::<RepositoryName>(name.into()).is_err(), "{name}");
+        }
     }
 }
