@@ -117,7 +117,16 @@ struct Server {
 impl Server {
     fn start(ledger: &Path) -> Self {
         let child = Command::new(env!("CARGO_BIN_EXE_gradledger"))
-            .args(["serve", "--listen", "127.0.0.1:0", "--json", "--log", "warn"])
+            .args([
+                "serve",
+                "--listen",
+                "127.0.0.1:0",
+                "--metrics",
+                "off",
+                "--json",
+                "--log",
+                "warn",
+            ])
             .arg(ledger)
             .stdout(Stdio::piped())
             .spawn()

@@ -21,13 +21,14 @@ const LAYERS: [(u8, &[&str]); 8] = [
 ];
 
 /// Where each outside crate may be used: paths below `src/` that start so.
-const HOMES: [(&str, &[&str]); 31] = [
+const HOMES: [(&str, &[&str]); 32] = [
     ("subxt", &["anchor/subtensor.rs"]),
     ("tokio", &["anchor/subtensor.rs", "http/", "cli/serve.rs"]),
     ("warp", &["http/"]),
     ("hyper", &["http/"]),
     ("hyper_util", &["http/"]),
     ("http_body_util", &["http/"]),
+    ("prometheus_client", &["http/metrics.rs"]),
     ("tracing", &["http/"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     ("gradledger_anchor", &["anchor/", "store/anchors.rs", "ledger/anchor", "cli/anchor.rs"]),

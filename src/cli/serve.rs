@@ -16,13 +16,15 @@ use crate::{
     ledger::{Ledger, LedgerError},
     store::{
         StoreError,
-        config::{Config, ServeChoice},
+        config::{Config, MetricsAddress, ServeChoice},
     },
 };
 
 use super::{exit::CliError, output::print};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8472);
+
+const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8473);
 
 /// Threads that may wait for the disk at once.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -39,6 +41,9 @@ pub struct ServeArgs {
     /// Where to listen [default: 127.0.0.1:8472].
     #[arg(long, value_name = "ADDRESS:PORT", env = "GRADLEDGER_LISTEN")]
     listen: Option<SocketAddr>,
+    /// Where Prometheus finds /metrics, or `off` [default: 127.0.0.1:8473].
+    #[arg(long, value_name = "ADDRESS:PORT|off", env = "GRADLEDGER_METRICS")]
+    metrics: Option<MetricsAddress>,
     /// Most connections at once [default: 1024, or what the limit of open files allows].
     #[arg(long, value_name = "N", env = "GRADLEDGER_CONNECTIONS_MAX")]
     connections_max: Option<NonZeroUsize>,
@@ -74,6 +79,7 @@ enum LogFormat {
 #[derive(Serialize)]
 struct ServeDocument {
     listen: SocketAddr,
+    metrics: Option<SocketAddr>,
 }
 
 pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
@@ -91,8 +97,14 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         .map_err(ServeError::Start)?;
     runtime.block_on(async {
         let listen = args.listen.or(chosen.listen).unwrap_or(LISTEN);
-        let server = Server::bind(node, listen, limits(args, &chosen)).await?;
-        let document = ServeDocument { listen: server.address() };
+        let metrics = match args.metrics.or(chosen.metrics) {
+            Some(MetricsAddress::Off) => None,
+            Some(MetricsAddress::At(address)) => Some(address),
+            None => Some(METRICS),
+        };
+        let server = Server::bind(node, listen, metrics, limits(args, &chosen)).await?;
+        let document =
+            ServeDocument { listen: server.address(), metrics: server.metrics_address() };
         print(args.json, &document, || format!("listening on http://{}\n", document.listen))?;
         let stop = stop_signal().map_err(ServeError::Start)?;
         server.run(stop).await;

@@ -29,6 +29,8 @@ pub struct Context {
     pub request_id: String,
     /// Who sent it.
     pub peer: SocketAddr,
+    /// Its path as it was sent.
+    pub path: String,
     /// The parts of its path, decoded.
     pub parts: Vec<String>,
     /// Its query, decoded.

@@ -16,13 +16,22 @@ pub mod endpoint;
 pub mod files;
 pub mod health;
 pub mod hub;
+pub mod log;
+pub mod manifests;
+pub mod metrics;
 pub mod node;
+pub mod openapi;
 pub mod pace;
+pub mod page;
 pub mod path;
 pub mod problem;
+pub mod proofs;
 pub mod range;
+pub mod rounds;
 pub mod routes;
+pub mod schemas;
 pub mod serve;
+pub mod submissions;
 pub mod visible;
 
 pub use self::{

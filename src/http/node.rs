@@ -15,12 +15,15 @@ use std::{
 use super::{
     blob::Blocks,
     hub::Hub,
+    manifests::Opened,
+    metrics::Metrics,
     problem::Problem,
+    submissions::Entries,
     visible::{Published, Tensors},
 };
 use crate::{
     ledger::{Ledger, LedgerError},
-    store::{log::LogFiles, place::Place},
+    store::{artifacts::StoredDelta, hashes::HashesReader, log::LogFiles, place::Place},
 };
 
 /// How old a look at the heads may be.
@@ -43,8 +46,12 @@ pub struct Node {
     reads: AtomicBool,
     draining: AtomicBool,
     tensors: Mutex<Tensors>,
+    hashes: Mutex<Opened<HashesReader>>,
+    deltas: Mutex<Opened<StoredDelta>>,
+    entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
     hub: Hub,
+    metrics: Metrics,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -67,8 +74,12 @@ impl Node {
             reads: AtomicBool::new(true),
             draining: AtomicBool::new(false),
             tensors: Mutex::default(),
+            hashes: Mutex::default(),
+            deltas: Mutex::default(),
+            entries: Mutex::default(),
             blocks: Arc::default(),
             hub,
+            metrics: Metrics::default(),
         }))
     }
 
@@ -100,8 +111,11 @@ impl Node {
         }
         *looked = Instant::now();
         let followed = self.follow();
-        self.reads.store(followed.is_ok(), Ordering::Relaxed);
-        if let Err(error) = &followed {
+        let read_before = self.reads.swap(followed.is_ok(), Ordering::Relaxed);
+        // It is told once, not at every look.
+        if let Err(error) = followed.as_ref()
+            && read_before
+        {
             tracing::error!(%error, "the ledger does not read; what it was is served");
         }
         followed
@@ -161,6 +175,26 @@ impl Node {
     /// The repositories for Hub clients.
     pub fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// Manifests that are open.
+    pub fn hashes(&self) -> MutexGuard<'_, Opened<HashesReader>> {
+        lock(&self.hashes)
+    }
+
+    /// Deltas that are open.
+    pub fn deltas(&self) -> MutexGuard<'_, Opened<StoredDelta>> {
+        lock(&self.deltas)
+    }
+
+    /// Where statements and miners stand in the submissions log.
+    pub fn entries(&self) -> MutexGuard<'_, Entries> {
+        lock(&self.entries)
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
     }
 
     /// Buffers for what is sent.

@@ -35,10 +35,15 @@ use super::{
     Node,
     body::{BodySlot, RequestBody},
     endpoint::{Context, Endpoint, Response},
-    files, health, hub,
+    files, health, hub, log, manifests,
+    metrics::Metrics,
+    openapi,
     pace::Pace,
     path::{Query, split},
     problem::Problem,
+    proofs, rounds,
+    serve::Answers,
+    submissions,
 };
 
 /// What is sent back, whatever made it.
@@ -52,7 +57,19 @@ const EXPOSED: &str = "accept-ranges, content-length, content-range, etag, link,
 
 /// All endpoints, the first that matches being the one that answers. A room is a line here.
 pub fn table() -> Vec<Endpoint> {
-    [health::endpoints(), files::endpoints(), hub::endpoints()].into_iter().flatten().collect()
+    let rooms = [
+        health::endpoints(),
+        rounds::endpoints(),
+        manifests::endpoints(),
+        submissions::endpoints(),
+        proofs::endpoints(),
+        log::endpoints(),
+        files::endpoints(),
+        hub::endpoints(),
+    ];
+    let mut table: Vec<Endpoint> = rooms.into_iter().flatten().collect();
+    table.push(openapi::endpoint(&table));
+    table
 }
 
 type Routing = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -65,6 +82,7 @@ pub struct App {
     table: Vec<Arc<Endpoint>>,
     routes: Box<Routes>,
     ids: Ids,
+    metrics: Metrics,
     body_timeout: Duration,
 }
 
@@ -78,30 +96,8 @@ impl App {
         let all = joined(filters).or(fallback).unify().boxed();
         let service = TowerToHyperService::new(warp::service(all));
         let routes = Box::new(move |request| -> Routing { Box::pin(service.call(request)) });
-        Self { table, routes, ids: Ids::default(), body_timeout }
-    }
-
-    /// Answers a request.
-    ///
-    /// # Errors
-    ///
-    /// None.
-    pub async fn answer(
-        self: Arc<Self>,
-        peer: SocketAddr,
-        request: Request<Incoming>,
-    ) -> Result<Reply, Infallible> {
-        let begun = Instant::now();
-        let id = self.ids.next();
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-        let span = tracing::info_span!("request", id, %peer, %method, path);
-        let mut response = self.route(peer, &id, request).instrument(span.clone()).await;
-        finish(&mut response, &id, &method);
-        let status = response.status().as_u16();
-        let (parts, body) = response.into_parts();
-        let body = if method == Method::HEAD { empty() } else { body.boxed() };
-        let log = SendLog { span, status, sent: 0, begun, done: false };
-        Ok(Reply::from_parts(parts, Logged { body, log }.boxed()))
+        let (ids, metrics) = (Ids::default(), node.metrics().clone());
+        Self { table, routes, ids, metrics, body_timeout }
     }
 
     async fn route(&self, peer: SocketAddr, id: &str, request: Request<Incoming>) -> Response {
@@ -118,7 +114,8 @@ impl App {
         }
         let body = BodySlot::new(RequestBody::new(incoming, Pace::new(self.body_timeout)));
         let request_id = id.to_owned();
-        let context = Context { request_id, peer, parts: path, query, body };
+        let raw = parts.uri.path().to_owned();
+        let context = Context { request_id, peer, path: raw, parts: path, query, body };
         parts.extensions.insert(Arc::new(context));
         let request = Request::from_parts(parts, Empty::<Bytes>::new());
         (self.routes)(request).await.unwrap_or_else(|never| match never {})
@@ -145,6 +142,33 @@ impl App {
             Problem::method_not_allowed(&allowed).into()
         })
     }
+}
+
+impl Answers for App {
+    async fn answer(
+        self: Arc<Self>,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> Result<Reply, Infallible> {
+        let begun = Instant::now();
+        let id = self.ids.next();
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let span = tracing::info_span!("request", id, %peer, %method, path);
+        let mut response = self.route(peer, &id, request).instrument(span.clone()).await;
+        finish(&mut response, &id, &method);
+        let status = response.status().as_u16();
+        let (parts, body) = response.into_parts();
+        let body = if method == Method::HEAD { empty() } else { body.boxed() };
+        let (metrics, method) = (self.metrics.clone(), label(&method));
+        let log = SendLog { span, metrics, method, status, sent: 0, begun, done: false };
+        Ok(Reply::from_parts(parts, Logged { body, log }.boxed()))
+    }
+}
+
+/// A method as it is counted: clients make up no labels.
+fn label(method: &Method) -> &'static str {
+    const KNOWN: [&str; 6] = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "DELETE"];
+    KNOWN.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
 }
 
 /// A browser asks what it may send.
@@ -225,6 +249,8 @@ struct Logged {
 
 struct SendLog {
     span: tracing::Span,
+    metrics: Metrics,
+    method: &'static str,
     status: u16,
     sent: u64,
     begun: Instant,
@@ -234,7 +260,9 @@ struct SendLog {
 impl Drop for SendLog {
     fn drop(&mut self) {
         let Self { status, sent, done, .. } = *self;
-        let ms = self.begun.elapsed().as_millis() as u64;
+        let took = self.begun.elapsed();
+        self.metrics.answered(self.method, status, sent, took);
+        let ms = took.as_millis() as u64;
         let _in = self.span.enter();
         if done {
             tracing::info!(status, sent, ms, "answered");

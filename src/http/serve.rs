@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    convert::Infallible,
     fs, io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -24,8 +25,9 @@ use tokio::{
 
 use super::{
     Node,
+    metrics::{Metrics, MetricsApp},
     pace::{Pace, Paced},
-    routes::App,
+    routes::{App, Reply},
 };
 
 /// Most bytes of a request's head, and of what is read ahead.
@@ -47,7 +49,7 @@ const REFUSALS_MAX: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: \
-application/problem+json\r\ncontent-length: 128\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+application/problem+json\r\ncontent-length: 121\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"code\":\"busy\",\
 \"detail\":\"there are too many connections\",\"n\":\"\"}";
 
@@ -78,29 +80,49 @@ impl Default for Limits {
     }
 }
 
+/// What whoever asks for metrics is held to.
+const METRICS_LIMITS: Limits = Limits {
+    connections_max: 16,
+    connections_per_address_max: 16,
+    head_timeout: Duration::from_secs(30),
+    stall_timeout: Duration::from_secs(60),
+    drain_timeout: Duration::ZERO,
+};
+
 /// Why there is no server.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 #[allow(missing_docs)] // Fields are named by their messages.
 pub enum ServeError {
     #[error(
-        "listening on {address}: {source}. Is another server there? --listen takes another address"
+        "listening on {address}: {source}. Is another server there? {flag} takes another address"
     )]
-    Listen { address: SocketAddr, source: io::Error },
+    Listen { address: SocketAddr, flag: &'static str, source: io::Error },
     #[error("starting the server: {0}")]
     Start(io::Error),
+}
+
+/// What answers the requests of a listener.
+pub trait Answers: Send + Sync + 'static {
+    /// Answers a request from `peer`.
+    fn answer(
+        self: Arc<Self>,
+        peer: SocketAddr,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Reply, Infallible>> + Send;
 }
 
 /// A server that listens.
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
+    metrics: Option<TcpListener>,
     node: Arc<Node>,
     limits: Limits,
 }
 
 impl Server {
-    /// Listens on `address`; port 0 takes a free one. Within a runtime.
+    /// Listens on `address`, and tells of itself on `metrics`; port 0 takes a free one. Within a runtime.
     ///
     /// # Errors
     ///
@@ -108,12 +130,20 @@ impl Server {
     pub async fn bind(
         node: Arc<Node>,
         address: SocketAddr,
+        metrics: Option<SocketAddr>,
         limits: Limits,
     ) -> Result<Self, ServeError> {
-        let listen = |source| ServeError::Listen { address, source };
-        let listener = TcpListener::bind(address).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
-        Ok(Self { listener, address, node, limits: within_files(limits) })
+        let listener = listen(address, "--listen").await?;
+        let metrics = match metrics {
+            Some(address) => Some(listen(address, "--metrics").await?),
+            None => None,
+        };
+        let address = listener.local_addr().map_err(|source| ServeError::Listen {
+            address,
+            flag: "--listen",
+            source,
+        })?;
+        Ok(Self { listener, address, metrics, node, limits: within_files(limits) })
     }
 
     /// Where it listens.
@@ -121,19 +151,36 @@ impl Server {
         self.address
     }
 
+    /// Where it tells of itself.
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics.as_ref()?.local_addr().ok()
+    }
+
     /// Serves until `stop` is ready, then lets open requests end, up to the time for that.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        let Self { listener, node, limits, .. } = self;
+        let Self { listener, metrics, node, limits, .. } = self;
         let app = Arc::new(App::new(&node, limits.stall_timeout));
-        let door = Arc::new(Door::new(limits));
+        let door = Arc::new(Door::new(limits, node.metrics().clone()));
         let accepting = tokio::spawn(door.clone().accept(listener, app));
+        let telling = metrics.map(|listener| {
+            let door = Arc::new(Door::new(METRICS_LIMITS, Metrics::default()));
+            tokio::spawn(door.accept(listener, Arc::new(MetricsApp(node.clone()))))
+        });
         stop.await;
         node.drain();
         accepting.abort();
         // It was told to end, so how it ended says nothing.
         let _ = accepting.await;
         door.close().await;
+        if let Some(telling) = telling {
+            telling.abort();
+        }
     }
+}
+
+async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, ServeError> {
+    let refused = |source| ServeError::Listen { address, flag, source };
+    TcpListener::bind(address).await.map_err(refused)
 }
 
 /// Fewer connections if the system would not give them files: a socket and a blob's file each.
@@ -166,6 +213,7 @@ struct Door {
     addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
     graceful: Mutex<Option<GracefulShutdown>>,
     inside: Mutex<JoinSet<()>>,
+    metrics: Metrics,
 }
 
 /// A place inside, free again when it is dropped.
@@ -173,10 +221,12 @@ struct Place {
     _room: OwnedSemaphorePermit,
     address: IpAddr,
     addresses: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    metrics: Metrics,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        self.metrics.connections.dec();
         let mut addresses = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = addresses.get_mut(&self.address) {
             *count -= 1;
@@ -188,7 +238,7 @@ impl Drop for Place {
 }
 
 impl Door {
-    fn new(limits: Limits) -> Self {
+    fn new(limits: Limits, metrics: Metrics) -> Self {
         Self {
             limits,
             room: Arc::new(Semaphore::new(limits.connections_max)),
@@ -196,10 +246,11 @@ impl Door {
             addresses: Arc::default(),
             graceful: Mutex::new(Some(GracefulShutdown::new())),
             inside: Mutex::default(),
+            metrics,
         }
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener, app: Arc<App>) {
+    async fn accept(self: Arc<Self>, listener: TcpListener, app: Arc<impl Answers>) {
         loop {
             match listener.accept().await {
                 Ok((stream, peer)) => self.admit(stream, peer, &app),
@@ -221,10 +272,12 @@ impl Door {
         }
         *count += 1;
         drop(addresses);
-        Some(Place { _room: room, address, addresses: self.addresses.clone() })
+        self.metrics.connections.inc();
+        let (addresses, metrics) = (self.addresses.clone(), self.metrics.clone());
+        Some(Place { _room: room, address, addresses, metrics })
     }
 
-    fn admit(&self, stream: TcpStream, peer: SocketAddr, app: &Arc<App>) {
+    fn admit(&self, stream: TcpStream, peer: SocketAddr, app: &Arc<impl Answers>) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         while inside.try_join_next().is_some() {}
         match self.place(peer.ip()) {
@@ -237,6 +290,7 @@ impl Door {
             }
             None => {
                 tracing::warn!(%peer, "one connection too many");
+                self.metrics.refused.inc();
                 if let Ok(permit) = self.refusals.clone().try_acquire_owned() {
                     inside.spawn(async move {
                         let _ = timeout(REFUSAL_TIMEOUT, refuse(stream)).await;
@@ -247,12 +301,12 @@ impl Door {
         }
     }
 
-    fn connection(
+    fn connection<A: Answers>(
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        app: Arc<App>,
-    ) -> impl Future<Output = ()> + use<> {
+        app: Arc<A>,
+    ) -> impl Future<Output = ()> + Send + use<A> {
         let graceful = self.graceful.lock().unwrap_or_else(PoisonError::into_inner);
         let watcher = graceful.as_ref().map(GracefulShutdown::watcher);
         let Limits { head_timeout, stall_timeout, .. } = self.limits;

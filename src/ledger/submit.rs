@@ -129,6 +129,30 @@ impl Receipt {
     }
 }
 
+/// The receipt of the signed statement at `index` under the ledger's newest published head; none if a
+/// file that was fetched is there.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the log does not reach to it, or does not read.
+pub fn receipt(ledger: &Ledger, index: u64) -> Result<Option<Receipt>, LedgerError> {
+    let (log, run_id) = (ledger.submissions_log(), ledger.run_id());
+    let bytes = log.entry(index)?;
+    let read = |source| LedgerError::Entry { log: "submissions", index, source };
+    let Submission::Signed(signed) = json::from_slice(&bytes).map_err(read)? else {
+        return Ok(None);
+    };
+    Ok(Some(Receipt {
+        version: RECEIPT_VERSION,
+        run_id,
+        statement: statement_of(run_id, &signed).id(),
+        index,
+        entry: String::from_utf8_lossy(&bytes).into_owned(),
+        proof: log.inclusion_proof(index, log.size())?,
+        head: String::from_utf8_lossy(log.note()).into_owned(),
+    }))
+}
+
 /// The bytes that a logged submission's miner signed.
 pub fn statement_of(run: Digest, signed: &Signed) -> Statement {
     Statement {

@@ -215,15 +215,27 @@ impl StoredDelta {
         let position = self.manifest().position(group.name(), name);
         let position = position.ok_or_else(|| StoreError::NoArtifact { what: what.clone() })?;
         let bytes = self.manifest().descriptors()[position].bytes;
-        let source = match group {
-            DeltaGroup::Index => self.segments.index(name),
-            DeltaGroup::Code => self.segments.code(name),
-            DeltaGroup::Book => self.segments.book(name),
-        };
-        let source = source.map_err(|error| named(&what, error))?;
+        let source = self.source(group, name).map_err(|error| named(&what, error))?;
         let reader = VerifiedReader::new(source, self.hashes.digests(position)?, bytes)
             .map_err(|error| named(&what, error))?;
         Ok(ArtifactReader { what, reader })
+    }
+
+    /// The bytes of `group` of the tensor `name` as they are stored: nobody has compared them.
+    ///
+    /// # Errors
+    ///
+    /// [`SegmentError`] if they are missing.
+    pub fn source(
+        &self,
+        group: DeltaGroup,
+        name: &str,
+    ) -> Result<Arc<dyn LogicalBytes>, SegmentError> {
+        match group {
+            DeltaGroup::Index => self.segments.index(name),
+            DeltaGroup::Code => self.segments.code(name),
+            DeltaGroup::Book => self.segments.book(name),
+        }
     }
 
     /// All bytes of a small artifact: a book.

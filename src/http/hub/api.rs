@@ -308,9 +308,8 @@ fn linked(call: &Call, mut response: Response, next: Option<(&str, String)>) -> 
     query.push((name, &value));
     let query: Vec<_> =
         query.iter().map(|(name, value)| format!("{}={}", escaped(name), escaped(value))).collect();
-    let path: Vec<_> = call.context.parts.iter().map(|part| escaped(part)).collect();
-    let origin = origin(&call.headers);
-    let link = format!("<{origin}/{}?{}>; rel=\"next\"", path.join("/"), query.join("&"));
+    let (origin, path) = (origin(&call.headers), &call.context.path);
+    let link = format!("<{origin}{path}?{}>; rel=\"next\"", query.join("&"));
     response.headers_mut().extend(HeaderValue::from_str(&link).ok().map(|link| (LINK, link)));
     response
 }

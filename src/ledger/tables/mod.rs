@@ -15,11 +15,14 @@ mod overlap;
 mod rows;
 mod schema;
 
-use crate::store::{StoreError, segment::query};
+use crate::store::{
+    StoreError,
+    segment::query::{self, Cell},
+};
 
 use self::{
     rows::RoundRows,
-    schema::{MINERS, ROUND_TABLES},
+    schema::{CONTRIBUTIONS, MINERS, ROUND_TABLES},
 };
 use super::{Ledger, LedgerError, writer::LedgerWriter};
 
@@ -49,6 +52,20 @@ pub fn update(writer: &LedgerWriter) -> Result<(), LedgerError> {
         }
     }
     Ok(())
+}
+
+/// What the table of contributions has of the sealed round at `position`, each row by its columns.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the round's dispositions are missing.
+pub fn contributions(
+    ledger: &Ledger,
+    position: usize,
+) -> Result<Vec<BTreeMap<&'static str, Cell>>, LedgerError> {
+    let rows = RoundRows::of(ledger, position)?.of_table(&CONTRIBUTIONS);
+    let names = || CONTRIBUTIONS.columns.iter().map(|column| column.name);
+    Ok(rows.into_iter().map(|row| names().zip(row).collect()).collect())
 }
 
 /// A hundred rounds, those of them that are sealed.

@@ -54,7 +54,8 @@ pub struct TableSchema {
 }
 
 /// One value of a row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(untagged)]
 #[allow(missing_docs)] // As in [`Kind`].
 pub enum Cell {
     Null,
