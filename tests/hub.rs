@@ -6,15 +6,13 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{Read, Write},
-    net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use gradledger::{
     export::{ExportDtype, SHARD_BYTES_MAX, export},
+    http::hub::Worker,
     ledger::{
         At, Ledger, LedgerError,
         fsck::fsck,
@@ -31,18 +29,19 @@ mod common;
 use common::{
     Random,
     model::{Model, Run, fold_options, safetensors},
+    server::{Reply, Served, limits},
 };
 
 const CONFIG: &[u8] = b"{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\"}\n";
 const TOKENIZER: &[u8] = b"{\"version\": \"1.0\"}";
 
 /// A run with a configuration and a tokenizer, in rounds that change the state, or not.
-struct Served {
+struct Fixture {
     run: Run,
     model: Model,
 }
 
-impl Served {
+impl Fixture {
     fn new() -> Self {
         let model = Model::small(Dialect::Templar);
         let run = Run { dir: tempfile::tempdir().unwrap() };
@@ -108,61 +107,32 @@ impl Served {
     }
 }
 
-/// `gradledger serve` on a free port; killed at the end.
+/// A server whose states are being hashed.
 struct Server {
-    child: Child,
-    address: String,
+    served: Served,
+    _worker: Worker,
+}
+
+impl std::ops::Deref for Server {
+    type Target = Served;
+
+    fn deref(&self) -> &Served {
+        &self.served
+    }
 }
 
 impl Server {
     fn start(ledger: &Path) -> Self {
-        let child = Command::new(env!("CARGO_BIN_EXE_gradledger"))
-            .args([
-                "serve",
-                "--listen",
-                "127.0.0.1:0",
-                "--metrics",
-                "off",
-                "--json",
-                "--log",
-                "warn",
-            ])
-            .arg(ledger)
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut server = Self { child, address: String::new() };
-        let stdout = server.child.stdout.take().unwrap();
-        let mut documents = serde_json::Deserializer::from_reader(stdout).into_iter::<Value>();
-        let document = documents.next().unwrap().unwrap();
-        server.address = document["listen"].as_str().unwrap().to_owned();
-        server
-    }
-
-    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let mut head =
-            format!("{method} {path} HTTP/1.1\r\nhost: {}\r\nconnection: close\r\n", self.address);
-        for (name, value) in headers {
-            head += &format!("{name}: {value}\r\n");
-        }
-        head += &format!("content-length: {}\r\n\r\n", body.len());
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        let mut all = Vec::new();
-        stream.read_to_end(&mut all).unwrap();
-        Answer::parse(&all)
-    }
-
-    fn get(&self, path: &str) -> Answer {
-        self.request("GET", path, &[], b"")
+        let served = Served::start(ledger, limits());
+        let worker = Worker::start(&served.node).unwrap();
+        Self { served, _worker: worker }
     }
 
     /// Waits until a revision is listed in both repositories.
     fn wait_for(&self, rev: &str) {
         let end = Instant::now() + Duration::from_secs(60);
-        for id in ["gradledger/test", "gradledger/test-f32"] {
-            while self.get(&format!("/api/models/{id}/revision/{rev}")).status != 200 {
+        for (id, _) in REPOSITORIES {
+            while self.get(&format!("/api/models/{id}/revision/{rev}"), &[]).status != 200 {
                 assert!(Instant::now() < end, "{id} {rev} is not listed");
                 std::thread::sleep(Duration::from_millis(50));
             }
@@ -170,41 +140,13 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
+fn header<'a>(reply: &'a Reply, name: &str) -> &'a str {
+    reply.header(name).unwrap_or_default()
 }
 
-#[derive(Debug)]
-struct Answer {
-    status: u16,
-    headers: BTreeMap<String, String>,
-    body: Vec<u8>,
-}
-
-impl Answer {
-    fn parse(bytes: &[u8]) -> Self {
-        let at = bytes.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
-        let head = std::str::from_utf8(&bytes[..at]).unwrap();
-        let mut lines = head.split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let header = |line: &str| {
-            let (name, value) = line.split_once(": ").unwrap();
-            (name.to_ascii_lowercase(), value.to_owned())
-        };
-        Self { status, headers: lines.map(header).collect(), body: bytes[at + 4..].to_vec() }
-    }
-
-    fn header(&self, name: &str) -> &str {
-        self.headers.get(name).map_or("", String::as_str)
-    }
-
-    fn json(&self) -> Value {
-        assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
-        serde_json::from_slice(&self.body).unwrap()
-    }
+fn documents(reply: &Reply) -> Vec<Value> {
+    assert_eq!(reply.status, 200, "{}", reply.text());
+    serde_json::from_slice(&reply.body).unwrap()
 }
 
 const REPOSITORIES: [(&str, ExportDtype); 2] =
@@ -212,7 +154,7 @@ const REPOSITORIES: [(&str, ExportDtype); 2] =
 
 #[test]
 fn every_file_of_a_revision_is_the_one_that_export_writes() {
-    let served = Served::new();
+    let served = Fixture::new();
     served.seal(5);
     let server = served.serve();
     server.wait_for("round-5");
@@ -222,7 +164,7 @@ fn every_file_of_a_revision_is_the_one_that_export_writes() {
             [("main", At::Round(5)), ("round-5", At::Round(5)), ("genesis", At::Genesis)]
         {
             let exported = served.exported(at, dtype);
-            let info = server.get(&format!("/api/models/{id}/revision/{rev}")).json();
+            let info = server.json(&format!("/api/models/{id}/revision/{rev}"));
             let commit = info["sha"].as_str().unwrap();
             assert!(
                 commit.len() == 40 && commit.bytes().all(|b| b.is_ascii_hexdigit()),
@@ -236,7 +178,7 @@ fn every_file_of_a_revision_is_the_one_that_export_writes() {
                 .collect();
             assert_eq!(names, exported.keys().collect::<Vec<_>>());
             assert!(names.contains(&"config.json") && names.contains(&"SHA256SUMS"));
-            let tree = server.get(&format!("/api/models/{id}/tree/{commit}?recursive=true")).json();
+            let tree = server.json(&format!("/api/models/{id}/tree/{commit}?recursive=true"));
             for entry in tree.as_array().unwrap() {
                 let name = entry["path"].as_str().unwrap();
                 let bytes = &exported[name];
@@ -244,21 +186,21 @@ fn every_file_of_a_revision_is_the_one_that_export_writes() {
                 assert_eq!(entry["size"], json!(bytes.len()));
                 assert_eq!(entry["lfs"]["oid"], json!(sha256));
                 let path = format!("/{id}/resolve/{rev}/{name}");
-                let found = server.get(&path);
+                let found = server.get(&path, &[]);
                 assert_eq!((found.status, &found.body), (200, bytes), "{path}");
-                let head = server.request("HEAD", &path, &[], b"");
+                let head = server.send("HEAD", &path, &[]);
                 for answer in [&found, &head] {
-                    assert_eq!(answer.header("x-repo-commit"), commit);
-                    assert_eq!(answer.header("etag"), format!("\"{sha256}\""));
-                    assert_eq!(answer.header("x-linked-etag"), format!("\"{sha256}\""));
-                    assert_eq!(answer.header("x-linked-size"), bytes.len().to_string());
-                    assert_eq!(answer.header("content-length"), bytes.len().to_string());
+                    assert_eq!(header(answer, "x-repo-commit"), commit);
+                    assert_eq!(header(answer, "etag"), format!("\"{sha256}\""));
+                    assert_eq!(header(answer, "x-linked-etag"), format!("\"{sha256}\""));
+                    assert_eq!(header(answer, "x-linked-size"), bytes.len().to_string());
+                    assert_eq!(header(answer, "content-length"), bytes.len().to_string());
                     assert!(!answer.headers.contains_key("x-xet-hash"));
                 }
                 assert!(head.body.is_empty());
                 let (from, to) = (bytes.len() / 3, bytes.len() / 2);
                 let range = format!("bytes={from}-{}", to - 1);
-                let part = server.request("GET", &path, &[("range", &range)], b"");
+                let part = server.get(&path, &[&format!("range: {range}")]);
                 assert_eq!(
                     (part.status, &part.body[..]),
                     (206, &bytes[from..to]),
@@ -271,10 +213,10 @@ fn every_file_of_a_revision_is_the_one_that_export_writes() {
 
 #[test]
 fn what_is_missing_is_told_by_its_code() {
-    let served = Served::new();
+    let served = Fixture::new();
     let server = served.serve();
     server.wait_for("main");
-    let commit = server.get("/api/models/gradledger/test").json()["sha"].clone();
+    let commit = server.json("/api/models/gradledger/test")["sha"].clone();
     let commit = commit.as_str().unwrap();
     for (path, code) in [
         ("/api/models/gradledger/other", "RepoNotFound"),
@@ -290,22 +232,22 @@ fn what_is_missing_is_told_by_its_code() {
         ("/api/models/gradledger/test/tree/main/folder", "EntryNotFound"),
     ] {
         for method in ["GET", "HEAD"] {
-            let answer = server.request(method, path, &[], b"");
-            assert_eq!((answer.status, answer.header("x-error-code")), (404, code), "{path}");
-            assert!(!answer.header("x-error-message").is_empty());
+            let answer = server.send(method, path, &[]);
+            assert_eq!((answer.status, header(&answer, "x-error-code")), (404, code), "{path}");
+            assert!(!header(&answer, "x-error-message").is_empty());
             // Clients keep in mind that this very revision lacks it.
             let expected = if code == "EntryNotFound" { commit } else { "" };
-            assert_eq!(answer.header("x-repo-commit"), expected, "{path}");
+            assert_eq!(header(&answer, "x-repo-commit"), expected, "{path}");
         }
     }
     for path in ["/api/whoami-v2", "/api/datasets/a/b", "/api/models", "/api/agent-harnesses"] {
-        assert_eq!(server.get(path).status, 404, "{path}");
+        assert_eq!(server.get(path, &[]).status, 404, "{path}");
     }
 }
 
 #[test]
 fn lists_come_in_pages_that_lead_to_each_other() {
-    let served = Served::new();
+    let served = Fixture::new();
     for round in [5, 6, 8] {
         served.seal(round);
     }
@@ -318,20 +260,20 @@ fn lists_come_in_pages_that_lead_to_each_other() {
         ("/api/models/gradledger/test/commits/main?expand[]=formatted", "title", 4),
         ("/api/models/gradledger/test/commits/round-6?", "title", 3),
     ] {
-        let whole = server.get(path).json();
+        let whole = server.json(path);
         assert_eq!(whole.as_array().unwrap().len(), all, "{path}");
         let (mut next, mut found) = (format!("{path}&limit=1"), Vec::new());
         loop {
-            let page = server.get(&next);
-            let entries = page.json().as_array().unwrap().clone();
+            let page = server.get(&next, &[]);
+            let entries = documents(&page);
             assert_eq!(entries.len(), 1, "{next}");
             found.extend(entries);
-            let link = page.header("link");
+            let link = header(&page, "link").to_owned();
             if link.is_empty() {
                 break;
             }
-            let address = format!("<http://{}", server.address);
-            let rest = link.strip_prefix(&address).expect("a whole address");
+            // What the client called the server.
+            let rest = link.strip_prefix("<http://test").expect("a whole address");
             next = rest.strip_suffix(">; rel=\"next\"").unwrap().to_owned();
         }
         assert_eq!(Value::from(found.clone()), whole);
@@ -341,7 +283,7 @@ fn lists_come_in_pages_that_lead_to_each_other() {
 
 #[test]
 fn revisions_go_by_names_and_by_what_they_hold() {
-    let served = Served::new();
+    let served = Fixture::new();
     served.seal(5);
     // Nobody is accepted, so the state stays, and with it the files.
     served.run.put(6, 3, b"cut");
@@ -352,7 +294,7 @@ fn revisions_go_by_names_and_by_what_they_hold() {
     server.wait_for("genesis");
     let mut commits = Vec::new();
     for (id, _) in REPOSITORIES {
-        let refs = server.get(&format!("/api/models/{id}/refs")).json();
+        let refs = server.json(&format!("/api/models/{id}/refs"));
         let targets: BTreeMap<String, String> = refs["tags"]
             .as_array()
             .unwrap()
@@ -370,34 +312,29 @@ fn revisions_go_by_names_and_by_what_they_hold() {
         assert_eq!(targets["round-5"], targets["round-6"]);
         assert_eq!(targets["main"], targets["round-6"]);
         assert_ne!(targets["main"], targets["genesis"]);
-        let history = server.get(&format!("/api/models/{id}/commits/HEAD")).json();
+        let history = server.json(&format!("/api/models/{id}/commits/HEAD"));
         assert_eq!(history.as_array().unwrap().len(), 2);
         commits.push(targets["main"].clone());
     }
     assert_ne!(commits[0], commits[1], "bf16 and f32");
     let path = format!("/gradledger/test/resolve/{}/config.json", commits[0]);
-    let by_commit = server.get(&path);
+    let by_commit = server.get(&path, &[]);
     assert_eq!(by_commit.body, CONFIG);
-    assert!(by_commit.header("cache-control").contains("immutable"));
-    assert!(
-        !server
-            .get("/gradledger/test/resolve/main/config.json")
-            .header("cache-control")
-            .contains("immutable")
-    );
+    assert!(header(&by_commit, "cache-control").contains("immutable"));
+    let by_name = server.get("/gradledger/test/resolve/main/config.json", &[]);
+    assert!(!header(&by_name, "cache-control").contains("immutable"));
 }
 
 #[test]
 fn paths_are_looked_up_by_form_or_json() {
-    let served = Served::new();
+    let served = Fixture::new();
     let server = served.serve();
     server.wait_for("main");
     let path = "/api/models/gradledger/test/paths-info/main";
-    let form = ("content-type", "application/x-www-form-urlencoded");
-    let json_type = ("content-type", "application/json; charset=utf-8");
-    let names = |answer: &Answer| -> Vec<String> {
-        let json = answer.json();
-        json.as_array().unwrap().iter().map(|e| e["path"].as_str().unwrap().to_owned()).collect()
+    let form = "content-type: application/x-www-form-urlencoded";
+    let json_type = "content-type: application/json; charset=utf-8";
+    let names = |answer: &Reply| -> Vec<String> {
+        documents(answer).iter().map(|e| e["path"].as_str().unwrap().to_owned()).collect()
     };
     for (kind, body, expected) in [
         (
@@ -413,22 +350,22 @@ fn paths_are_looked_up_by_form_or_json() {
         ),
         (json_type, r#"{"paths": "model.safetensors"}"#, vec!["model.safetensors"]),
     ] {
-        let answer = server.request("POST", path, &[kind], body.as_bytes());
+        let answer = server.post(path, &[kind], body.as_bytes());
         assert_eq!(names(&answer), expected, "{body}");
     }
     let bad =
         [(json_type, "{\"paths\": 3}"), (json_type, "["), (form, "paths=%f"), (form, "paths=%ff")];
     for (kind, body) in bad {
-        assert_eq!(server.request("POST", path, &[kind], body.as_bytes()).status, 400, "{body}");
+        assert_eq!(server.post(path, &[kind], body.as_bytes()).status, 400, "{body}");
     }
     let long = vec![b'a'; (1 << 20) + 1];
-    assert_eq!(server.request("POST", path, &[form], &long).status, 413);
-    assert_eq!(server.get(path).status, 405);
+    assert_eq!(server.post(path, &[form], &long).status, 413);
+    assert_eq!(server.get(path, &[]).status, 405);
 }
 
 #[test]
 fn a_new_round_is_listed_while_the_server_runs_and_a_dropped_one_no_more() {
-    let served = Served::new();
+    let served = Fixture::new();
     served.seal(5);
     let server = served.serve();
     server.wait_for("round-5");
@@ -442,11 +379,13 @@ fn a_new_round_is_listed_while_the_server_runs_and_a_dropped_one_no_more() {
     gradledger::ledger::gc::gc(&mut writer, keep, &Silent).unwrap();
     drop(writer);
     let end = Instant::now() + Duration::from_secs(30);
-    while server.get("/gradledger/test/resolve/round-5/config.json").status == 200 || sums() != 4 {
+    while server.get("/gradledger/test/resolve/round-5/config.json", &[]).status == 200
+        || sums() != 4
+    {
         assert!(Instant::now() < end, "a dropped state is still listed");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(server.get("/gradledger/test/resolve/round-6/config.json").status, 200);
+    assert_eq!(server.get("/gradledger/test/resolve/round-6/config.json", &[]).status, 200);
 }
 
 fn hashed(ledger: &Ledger, stop: &dyn Fn() -> bool) -> Hashed {
@@ -464,7 +403,7 @@ fn whole(ledger: &Ledger) -> gradledger::ledger::hub::Revision {
 /// Whatever becomes of the file with the digests, they come out the same.
 #[test]
 fn a_torn_or_foreign_list_of_digests_is_made_again() {
-    let served = Served::new();
+    let served = Fixture::new();
     let ledger = served.run.open();
     assert!(matches!(hashed(&ledger, &|| true), Hashed::Stopped));
     let first = whole(&ledger);
@@ -489,7 +428,7 @@ fn a_torn_or_foreign_list_of_digests_is_made_again() {
 
 #[test]
 fn given_files_are_those_of_the_genesis_or_none() {
-    let served = Served::new();
+    let served = Fixture::new();
     let ledger = served.run.open();
     let names: Vec<&str> = ledger.genesis().files.iter().map(|f| f.name.as_str()).collect();
     assert_eq!(names, ["config.json", "tokenizer.json"]);
@@ -514,7 +453,7 @@ fn files_that_cannot_stand_beside_a_model_are_refused_at_init() {
         (vec![("SHA256SUMS", b"x")], "cannot be the name"),
         (vec![("ü.json", b"x")], "cannot be the name"),
     ] {
-        let served = Served {
+        let served = Fixture {
             run: Run { dir: tempfile::tempdir().unwrap() },
             model: Model::small(Dialect::Native),
         };

@@ -148,7 +148,7 @@ fn log_to_stderr(args: &ServeArgs) -> Result<(), CliError> {
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => log.init(),
-        LogFormat::Json => log.json().init(),
+        LogFormat::Json => log.json().with_span_list(false).init(),
     }
     Ok(())
 }

@@ -159,8 +159,10 @@ impl Answers for App {
         let status = response.status().as_u16();
         let (parts, body) = response.into_parts();
         let body = if method == Method::HEAD { empty() } else { body.boxed() };
+        let stated = || parts.headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok();
+        let bytes = body.size_hint().exact().or_else(stated);
         let (metrics, method) = (self.metrics.clone(), label(&method));
-        let log = SendLog { span, metrics, method, status, sent: 0, begun, done: false };
+        let log = SendLog { span, metrics, method, status, sent: 0, bytes, begun };
         Ok(Reply::from_parts(parts, Logged { body, log }.boxed()))
     }
 }
@@ -252,19 +254,20 @@ struct SendLog {
     metrics: Metrics,
     method: &'static str,
     status: u16,
+    /// Bytes that were handed over, and that there are, as far as that is known.
     sent: u64,
+    bytes: Option<u64>,
     begun: Instant,
-    done: bool,
 }
 
 impl Drop for SendLog {
     fn drop(&mut self) {
-        let Self { status, sent, done, .. } = *self;
+        let Self { status, sent, bytes, .. } = *self;
         let took = self.begun.elapsed();
         self.metrics.answered(self.method, status, sent, took);
         let ms = took.as_millis() as u64;
         let _in = self.span.enter();
-        if done {
+        if bytes.is_none_or(|bytes| bytes == sent) {
             tracing::info!(status, sent, ms, "answered");
         } else {
             tracing::info!(status, sent, ms, "cut off");
@@ -281,12 +284,8 @@ impl Body for Logged {
         cx: &mut TaskContext<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, warp::Error>>> {
         let polled = Pin::new(&mut self.body).poll_frame(cx);
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.log.sent += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
-            }
-            Poll::Ready(None) => self.log.done = true,
-            _ => {}
+        if let Poll::Ready(Some(Ok(frame))) = &polled {
+            self.log.sent += frame.data_ref().map_or(0, |bytes| bytes.len() as u64);
         }
         polled
     }

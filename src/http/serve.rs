@@ -49,9 +49,9 @@ const REFUSALS_MAX: usize = 64;
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 const REFUSAL: &[u8] = b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: \
-application/problem+json\r\ncontent-length: 121\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
+application/problem+json\r\ncontent-length: 135\r\nretry-after: 1\r\nconnection: close\r\n\r\n\
 {\"type\":\"about:blank\",\"title\":\"Too Many Requests\",\"status\":429,\"code\":\"busy\",\
-\"detail\":\"there are too many connections\",\"n\":\"\"}";
+\"detail\":\"there are too many connections\",\"request_id\":\"\"}";
 
 /// What clients are held to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

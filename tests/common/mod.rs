@@ -9,6 +9,7 @@ pub mod memfs;
 pub mod miner;
 pub mod model;
 pub mod scenario;
+pub mod server;
 pub mod signed;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.
