@@ -136,7 +136,7 @@ RULE = {"id": "sparse-mean-sgd/1", "dialect": ("templar", "native"), "chunk": N,
         "lr_f32": text("[0-9a-f]{8}"), "mean": ("contributors", "all"), "norm": ("histogram-f64", "torch-cpu-f32")}
 GENESIS = {"kind": "genesis", "version": N, "run": T, "origin": T, "model": ID, "rule": RULE, "netuid": (None, U16),
            "log_keys": {"rounds": T, "submissions": T}, "miners": ("listed", {"hotkeys": [H]}), "chain_genesis": (None, H),
-           "anchor_hotkey": (None, H)}
+           "anchor_hotkey": (None, H)}; FILES = {"files": lambda v: v != [] and fits(v, [{"bytes": N, "name": T, "sha256": H}])}
 RECORD = {"kind": "round", "round": N, "previous": H, "base": ID, "next": ID, "rule": RULE, "plan": {"bytes": N, "root": H},
           "submissions": {"start": N, "end": N, "root_at_end": H}, "dispositions": {"root": H, "count": N}, "listed": [MINER],
           "reserve": [MINER], "skipped": [{"tensor": N, "element": N}], "block": (None, {"number": N, "hash": H})}
@@ -200,7 +200,7 @@ class Judge:
         inclusion({"index": decimal(index), "hashes": hashes}, note.size, leaf(data), note.root)
         number = claim["disposed"]["round"] if claim.get("disposed") else claim.get("round")
         genesis = stem == "genesis" or stem == "record" and number is None
-        value = read(data, SUBMISSION if stem == "submission" else GENESIS if genesis else RECORD)
+        value = read(data, SUBMISSION if stem == "submission" else (GENESIS, GENESIS | FILES) if genesis else RECORD)
         need(index == "0" if genesis else stem != "record" or value["round"] == number, "another entry")
         return value, int(index), leaf(data)
     def signed_head(self, check, text):
