@@ -33,7 +33,7 @@ use std::{
 use clap::Parser;
 use common::{
     ledger::{Fixture, Step},
-    server::head,
+    served::head,
 };
 use gradledger::store::files::{Disk, Files};
 

@@ -20,4 +20,5 @@ pub mod merkle;
 pub mod plan;
 pub mod seal;
 pub mod store;
+pub mod sync;
 pub mod types;

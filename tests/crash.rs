@@ -113,6 +113,21 @@ fn a_second_batch_and_the_seal_survive() {
     survives(&LedgerScenario::new(&fixture, "submit and seal", &before, &steps));
 }
 
+/// Announced, sent and committed; then another miner's beside it, the seal, and the next round's.
+#[test]
+fn an_upload_survives() {
+    let fixture = Fixture::new();
+    survives(&LedgerScenario::new(
+        &fixture,
+        "upload",
+        &[Step::InitNative],
+        &[Step::Upload(1, 1, 1)],
+    ));
+    let before = [Step::InitNative, Step::Upload(1, 1, 1)];
+    let steps = [Step::Upload(1, 2, 2), Step::Seal(1), Step::Upload(2, 3, 1)];
+    survives(&LedgerScenario::new(&fixture, "upload and seal", &before, &steps));
+}
+
 /// Three sealed rounds, a fourth state that a seal left whose record was not committed, and a delta
 /// that no statement names.
 fn to_collect(fixture: &Fixture) -> LedgerScenario<'_> {

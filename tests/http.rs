@@ -17,7 +17,7 @@ use std::{
 use common::{
     Random,
     ledger::{Fixture, ROUNDS, Step},
-    server::{Served, connect, head, limits, read_reply},
+    served::{Served, connect, head, limits, read_reply},
 };
 use gradledger::{
     http::Limits,

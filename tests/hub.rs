@@ -29,7 +29,7 @@ mod common;
 use common::{
     Random,
     model::{Model, Run, fold_options, safetensors},
-    server::{Reply, Served, limits},
+    served::{Reply, Served, limits},
 };
 
 const CONFIG: &[u8] = b"{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\"}\n";

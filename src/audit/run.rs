@@ -31,7 +31,12 @@ use crate::{
         thread_pool,
     },
     merkle::{head::TreeHead, note::SignedNote},
-    store::{StoreError, files::Files, log::LogError, segment},
+    store::{
+        StoreError,
+        files::{Disk, Files},
+        log::LogError,
+        segment,
+    },
     types::{json, progress::Progress, submission::Submission},
 };
 
@@ -46,7 +51,7 @@ pub struct AuditOptions<'a> {
     pub sample: Option<(u64, Vec<u8>)>,
     /// A sample, too, derives plans from whole deltas.
     pub plan: bool,
-    /// Where the auditor keeps the newest head of each log.
+    /// Where the auditor keeps the newest head of each log: on the local disk, wherever the ledger is.
     pub heads: Option<&'a Path>,
     /// How to fold.
     pub fold: FoldOptions,
@@ -76,7 +81,7 @@ const CHECKS: [Check; 16] = [
 const OF_ROUNDS: [Check; 5] =
     [Check::Records, Check::Windows, Check::Statements, Check::Dispositions, Check::Derivation];
 
-/// Audits the ledger in `root`.
+/// Audits the ledger in `root`: a directory's, or a server's through [`crate::store::remote`].
 ///
 /// # Errors
 ///
@@ -179,7 +184,7 @@ fn trust_view(trust: &Trust) -> TrustView {
 
 /// Keeps the heads that were found signed, consistent and borne out by their logs.
 fn keep_heads(ledger: &Ledger, list: &Checklist, dir: &Path) -> Result<(), LedgerError> {
-    let kept = KeptHeads::new(&*ledger.place().files, dir);
+    let kept = KeptHeads::new(&Disk, dir);
     if list.failed(Check::Consistency) {
         return Ok(());
     }
@@ -234,7 +239,7 @@ impl Audit<'_> {
             self.list.not_required(Check::Consistency);
             return Ok(());
         };
-        let kept = KeptHeads::new(&*ledger.place().files, dir);
+        let kept = KeptHeads::new(&Disk, dir);
         let mut any = false;
         for log in [rounds, submissions] {
             let Some(note) = kept.load(&log.head().origin)? else { continue };

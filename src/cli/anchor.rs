@@ -10,8 +10,8 @@ use gradledger_anchor::{exclusive::Coverage, grandpa::AuthoritySet, hash::Hex, r
 use serde::Serialize;
 
 use crate::{
-    anchor::{Chain, file::FileChain},
-    import::wallet::ss58,
+    anchor::{Chain, Witness, file::FileChain},
+    codec::ss58,
     ledger::{
         Ledger, LedgerError,
         anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
@@ -19,6 +19,7 @@ use crate::{
             AnchorTrust, AnchorView, AnchorsView, Finality, PlaceBy, Relation, SealedBetween,
             exclusive, judge, judge_all, sealed_between,
         },
+        witness::{JustifyLine, LiveSlot, LiveView, compare, justify},
         writer::LedgerWriter,
     },
     store::{
@@ -46,6 +47,26 @@ pub struct AnchorArgs {
 enum AnchorCommand {
     /// Judges receipts offline: one, or all of a ledger.
     Verify(VerifyArgs),
+    /// Fetches for a ledger's receipts the justifications that came after their blocks.
+    Justify(JustifyArgs),
+}
+
+#[derive(Debug, Args)]
+struct JustifyArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// A node of the chain that keeps the blocks from the receipts on (needs a build with `--features
+    /// chain`).
+    #[arg(long, value_name = "URL")]
+    endpoint: String,
+    /// The GRANDPA authorities: what they did not sign is refused.
+    #[arg(long, value_name = "FILE")]
+    authorities: Option<PathBuf>,
+    #[command(flatten)]
+    log_key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -115,6 +136,9 @@ struct VerifyArgs {
     /// Who anchors: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = address, requires = "genesis")]
     hotkey: Option<Digest>,
+    /// Compares the receipts with what this node shows now (needs a build with `--features chain`).
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
     /// Between which blocks this round was sealed [default: every round].
     #[arg(long)]
     round: Option<u64>,
@@ -158,7 +182,8 @@ pub fn address(text: &str) -> Result<Digest, String> {
 
 pub fn anchor(args: &AnchorArgs, progress: &dyn Progress) -> Result<(), CliError> {
     match &args.command {
-        Some(AnchorCommand::Verify(args)) => verify(args),
+        Some(AnchorCommand::Verify(args)) => verify(args, progress),
+        Some(AnchorCommand::Justify(args)) => fetch_justifications(args, progress),
         None => put_head(&args.put, progress),
     }
 }
@@ -264,11 +289,39 @@ fn connect(_: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
     Err(CliError::NoChain)
 }
 
+#[cfg(feature = "chain")]
+fn ask(endpoint: &str, progress: &dyn Progress) -> Result<Box<dyn Witness>, CliError> {
+    use crate::{anchor::node::Node, ledger::anchor::AnchorStepError};
+    let node = Node::connect(endpoint, progress);
+    Ok(Box::new(node.map_err(|error| LedgerError::from(AnchorStepError::from(error)))?))
+}
+
+#[cfg(not(feature = "chain"))]
+fn ask(_: &str, _: &dyn Progress) -> Result<Box<dyn Witness>, CliError> {
+    Err(CliError::NoChain)
+}
+
+fn fetch_justifications(args: &JustifyArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
+    let mut node = ask(&args.endpoint, progress)?;
+    let mut writer = LedgerWriter::open(&args.ledger, args.log_key.log_key_file.as_deref())?;
+    let report = justify(&mut writer, &mut *node, authorities.as_ref(), progress)?;
+    print(args.json, &report, || {
+        let line = |line: &JustifyLine| {
+            let JustifyLine { size, shown_at, finality, changed } = line;
+            let how = if *changed { "justification fetched" } else { "as before" };
+            format!("anchor  {size:>6} entries  block {}  {finality:?}  {how}\n", shown_at.number)
+        };
+        report.receipts.iter().map(line).collect()
+    })
+}
+
 #[derive(Serialize)]
 struct VerifyDocument {
     checks: Vec<CheckLine>,
     #[serde(flatten)]
     anchors: AnchorsView,
+    live: Option<LiveView>,
     exclusive: Option<ExclusiveView>,
     rounds: Vec<SealedBetween>,
 }
@@ -306,7 +359,7 @@ struct ExclusiveView {
     text: String,
 }
 
-fn verify(args: &VerifyArgs) -> Result<(), CliError> {
+fn verify(args: &VerifyArgs, progress: &dyn Progress) -> Result<(), CliError> {
     let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
     let place = match (args.genesis, args.netuid, args.hotkey) {
         (Some(chain_genesis), Some(netuid), Some(hotkey)) => {
@@ -324,11 +377,20 @@ fn verify(args: &VerifyArgs) -> Result<(), CliError> {
         Some(ledger) => rounds(args, ledger, &anchors)?,
         None => Vec::new(),
     };
-    let checks = checks(args, ledger.is_some(), &anchors);
+    let live = match &args.endpoint {
+        Some(endpoint) => {
+            let of_genesis = || ledger.as_ref().and_then(|ledger| ledger.genesis().anchor_place());
+            let place = place.or_else(of_genesis).ok_or(CliError::AnchorPlace)?;
+            let mut node = ask(endpoint, progress)?;
+            Some(compare(ledger.as_ref(), &anchors, &place, &mut *node)?)
+        }
+        None => None,
+    };
+    let checks = checks(args, ledger.is_some(), &anchors, live.as_ref());
     let undone: Vec<_> =
         checks.iter().filter(|c| c.status == Status::NotDone).map(|c| c.check).collect();
     let incomplete = undone.join(", ");
-    let document = VerifyDocument { checks, anchors, exclusive, rounds };
+    let document = VerifyDocument { checks, anchors, live, exclusive, rounds };
     print(args.json, &document, || text(&document))?;
     if incomplete.is_empty() {
         Ok(())
@@ -397,7 +459,12 @@ fn rounds(
 }
 
 /// What was looked at. What does not hold never comes here: it is an error.
-fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<CheckLine> {
+fn checks(
+    args: &VerifyArgs,
+    compared: bool,
+    anchors: &AnchorsView,
+    live: Option<&LiveView>,
+) -> Vec<CheckLine> {
     let receipts = &anchors.receipts;
     let count = |holds: &dyn Fn(&AnchorView) -> bool| receipts.iter().filter(|r| holds(r)).count();
     let all = receipts.len();
@@ -419,6 +486,9 @@ fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<Check
         line("block", justified, "the given authorities signed for the block", args.included),
         line("log", in_log, "the log starts with the anchored head", !compared),
     ];
+    if let Some(live) = live {
+        lines.push(line("node", live.blocks, "the node calls the block final", false));
+    }
     if !anchors.without_receipt.is_empty() {
         let sizes =
             anchors.without_receipt.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -437,6 +507,14 @@ fn text(document: &VerifyDocument) -> String {
             "anchor  {size:>6} entries  set in block {set_in}, shown at {}  {value}\n",
             shown_at.number
         );
+    }
+    if let Some(LiveView { newest, slot, .. }) = &document.live {
+        let slot = match slot {
+            LiveSlot::Empty => "nothing".to_owned(),
+            LiveSlot::Own { block, size } => format!("the head of {size} entries, set in {block}"),
+            LiveSlot::Other { block } => format!("something else, set in {block}"),
+        };
+        text += &format!("now, after final block {newest}, the hotkey's slot holds {slot}\n");
     }
     if let Some(ExclusiveView { first, last, exclusive, text: why }) = &document.exclusive {
         let word = if *exclusive { "exclusive" } else { "not exclusive" };

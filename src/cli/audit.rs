@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -16,7 +15,10 @@ use crate::{
         sample::PIECES_MAX,
     },
     ledger::{Ledger, seal::FoldOptions},
-    store::files::{Disk, create_dir_durable, write_whole},
+    store::{
+        files::{Disk, create_dir_durable, write_whole},
+        place::Place,
+    },
     types::{digest::Digest, progress::Progress},
 };
 
@@ -24,13 +26,14 @@ use super::{
     FoldArgs, RoundRange,
     exit::CliError,
     output::{document, print},
+    source::SourceArgs,
     verify::{TrustArgs, ended, lines_text},
 };
 
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     #[command(flatten)]
     trust: TrustArgs,
     /// These rounds [default: all].
@@ -79,7 +82,7 @@ fn seed(text: &str) -> Result<Seed, String> {
 }
 
 pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let trust = args.trust.read()?;
+    let (trust, place) = (args.trust.read()?, args.source.place()?);
     let sample = args.sample.zip(args.seed.clone()).map(|(count, Seed(seed))| (count, seed));
     let options = AuditOptions {
         rounds: args.rounds.map(|range| range.first..=range.last),
@@ -90,7 +93,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         fold: FoldOptions::from(&args.fold),
     };
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let mut report = audit_ledger(Arc::new(Disk), &args.ledger, &options, &trust, progress)?;
+    let mut report = audit_ledger(place.files.clone(), &place.root, &options, &trust, progress)?;
     report.run = Some(RunView {
         started: started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         seconds: clock.elapsed().as_secs_f64(),
@@ -104,7 +107,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         write_whole(&Disk, path, document(&report)?.as_bytes()).map_err(io)?;
     }
     if let Some(dir) = &args.evidence {
-        keep_evidence(&args.ledger, dir, &report.evidence, progress)?;
+        keep_evidence(&place, dir, &report.evidence, progress)?;
     }
     print(args.json, &report, || text(&report))?;
     ended(report.verdict)
@@ -112,7 +115,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
 
 /// Writes a bundle for each piece of evidence.
 fn keep_evidence(
-    ledger: &Path,
+    place: &Place,
     dir: &Path,
     evidence: &[Evidence],
     progress: &dyn Progress,
@@ -125,7 +128,7 @@ fn keep_evidence(
                 (name, prove_heads(kept, published, Vec::new(), Vec::new())?)
             }
             Evidence::Round(round) => {
-                let ledger = Ledger::open(ledger)?;
+                let ledger = Ledger::open_in(place.files.clone(), &place.root)?;
                 let target = Target::Round(*round);
                 match prove(&ledger, &target, Vec::new(), progress) {
                     Ok(bytes) => (format!("round-{round}.tar"), bytes),

@@ -238,7 +238,7 @@ fn whose(uid: Option<u16>, miner: Option<Digest>) -> String {
 }
 
 pub fn replay(args: &ReplayArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let options = ReplayOptions {
         rounds: args.round.first..=args.round.last,
         tensor: args.tensor.clone(),
@@ -271,7 +271,7 @@ struct ExportedFile {
 }
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let (kept, state) = (Kept::load(&ledger)?, ledger.state(args.round)?);
     let mut scratch = None;
     let checkpoint = match args.round {
@@ -334,7 +334,7 @@ fn print_export(args: &ExportArgs, document: &ExportDocument) -> Done {
 }
 
 pub fn show(args: &ShowArgs) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let Some(round) = args.round else {
         let view = views::show(&ledger)?;
         return print(args.json, &view, || show_text(&view));
@@ -420,8 +420,7 @@ struct LogLine {
 }
 
 pub fn log(args: &LogArgs) -> Done {
-    let path = args.ledger.as_ref().expect("clap asks for it without a subcommand");
-    let ledger = Ledger::open(path)?;
+    let ledger = args.source.open()?;
     let submissions = args.submissions || args.statement.is_some() || args.miner.is_some();
     let (name, log) = if submissions {
         ("submissions", ledger.submissions_log())
@@ -514,7 +513,7 @@ struct DiffDocument {
 }
 
 pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let newest = || ledger.sealed().last().map_or(At::Genesis, |s| At::Round(s.record.round));
     let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
     let document = DiffDocument { tensors };

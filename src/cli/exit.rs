@@ -6,7 +6,7 @@ use crate::{
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
-    store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
+    store::{StoreError, config::ConfigError, lock::LockError, log::LogError, remote::RemoteError},
 };
 
 const FAILURE: u8 = 1;
@@ -25,6 +25,10 @@ const CONTRADICTION: u8 = 22;
 pub enum CliError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
+    NoLedgerServed { url: String },
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -61,6 +65,10 @@ pub enum CliError {
     GenesisRound,
     #[error("{}", verdict_text(.0))]
     Verdict(Verdict),
+    #[error(
+        "which chain, subnet and hotkey? The genesis names none: give --genesis, --netuid and --hotkey"
+    )]
+    AnchorPlace,
     #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
     AnchorWhere,
     #[cfg(not(feature = "chain"))]
@@ -89,7 +97,7 @@ pub enum CliError {
     #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
     #[error("the demo did not give what it should: {0}")]
-    Demo(&'static str),
+    Demo(String),
 }
 
 fn verdict_text(verdict: &Verdict) -> &'static str {
@@ -109,6 +117,8 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
+        CliError::NoLedgerServed { .. } => NO_LEDGER,
+        CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
         CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
         CliError::Prove(
             ProveBundleError::NoTensor { .. }
@@ -125,7 +135,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,
-        CliError::AnchorWhere => USAGE,
+        CliError::AnchorPlace | CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,

@@ -15,6 +15,7 @@ mod output;
 mod progress;
 mod prove;
 mod serve;
+mod source;
 mod submit;
 mod verify;
 
@@ -39,7 +40,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    /// Trains a small model with five miners and a cheat, seals, replays, proves and tampers.
     Demo(DemoArgs),
     /// Starts a run from a checkpoint.
     Init(InitArgs),
@@ -88,6 +89,9 @@ struct DemoArgs {
     /// Where to put the demo's ledger and files: a new or an empty directory.
     #[arg(long, default_value = "gradledger-demo")]
     dir: PathBuf,
+    /// Training steps of a miner in a round: fewer are faster and teach less.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    steps: u32,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -336,8 +340,8 @@ struct SealArgs {
 
 #[derive(Debug, Args)]
 struct ReplayArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, or the first and the last of a range.
     #[arg(long, value_name = "W[..W2]")]
     round: RoundRange,
@@ -379,8 +383,8 @@ impl std::str::FromStr for RoundRange {
 /// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis")]
     round: At,
@@ -408,8 +412,8 @@ enum DtypeName {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, with what came of each submission.
     #[arg(long)]
     round: Option<u64>,
@@ -423,9 +427,8 @@ struct ShowArgs {
 struct LogArgs {
     #[command(subcommand)]
     command: Option<LogCommand>,
-    /// The ledger.
-    #[arg(required = true)]
-    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -462,8 +465,8 @@ struct RotateKeyArgs {
 
 #[derive(Debug, Args)]
 struct DiffArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -503,7 +506,7 @@ struct GcArgs {
 
 #[derive(Debug, Args)]
 struct FsckArgs {
-    /// The ledger.
+    /// The ledger's directory; a server is for `audit`.
     ledger: PathBuf,
     #[command(flatten)]
     fold: FoldArgs,

@@ -11,20 +11,21 @@ use serde::Serialize;
 
 use crate::{
     audit::prove::{Target, prove as write_bundle},
-    ledger::{At, Ledger},
+    ledger::At,
     types::progress::Progress,
 };
 
 use super::{
     exit::CliError,
     output::{print, size},
+    source::SourceArgs,
 };
 
 #[derive(Debug, Args)]
 #[command(group = clap::ArgGroup::new("what").required(true).args(["round", "submission"]))]
 pub struct ProveArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// This round; with --tensor, the state after it.
     #[arg(long, value_name = "W|genesis")]
     round: Option<At>,
@@ -59,7 +60,7 @@ pub fn prove(args: &ProveArgs, progress: &dyn Progress) -> Result<(), CliError> 
         (Some(At::Round(round)), ..) => Target::Round(round),
         (Some(At::Genesis), ..) | (None, ..) => return Err(CliError::GenesisRound),
     };
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let io = |source| CliError::Io { path: args.out.clone(), source };
     let beside = beside(&args.out);
     let file = BufWriter::new(File::create(&beside).map_err(io)?);

@@ -10,11 +10,11 @@ use serde::Serialize;
 use zeroize::Zeroizing;
 
 use crate::{
-    codec::statement::Statement,
+    codec::{ss58, statement::Statement},
     import::{
         source::{FileSource, Source},
         templar::GradientFile,
-        wallet::{Hotkey, ss58},
+        wallet::Hotkey,
     },
     intake::{
         admit::{Admission, Expected, Opened, admit},
@@ -133,7 +133,7 @@ fn base(
 }
 
 /// Stores the delta: a directory of segments, or a file in Templar's layout.
-fn admit_delta(
+pub(super) fn admit_delta(
     writer: &LedgerWriter,
     path: &Path,
     round: u64,

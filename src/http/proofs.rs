@@ -64,7 +64,7 @@ pub fn endpoints() -> Vec<Endpoint> {
     ]
 }
 
-fn log<'a>(snapshot: &'a Snapshot, rounds: bool) -> &'a LogReader {
+fn log(snapshot: &Snapshot, rounds: bool) -> &LogReader {
     if rounds { snapshot.ledger.rounds_log() } else { snapshot.ledger.submissions_log() }
 }
 

@@ -15,7 +15,7 @@ use super::{
     schemas::{digest, digests, miner as miner_schema, number, object, text},
 };
 use crate::{
-    import::wallet::ss58,
+    codec::ss58,
     ledger::{
         Ledger, LedgerError,
         submit::{receipt, statement_of},

@@ -1,10 +1,11 @@
-//! Admission of our own form of a delta: a directory of delta segments, as a miner's tools write it.
+//! Admission of our own form of a delta: a directory of delta segments, as a miner's tools write it, or
+//! the same bytes as they were uploaded.
 //!
 //! What does not have the model's shape cannot be what a miner signed, and is answered with its
 //! code. What has the shape is stored whatever its values, so that the statement about it can stand
 //! in the log with the reason why it does not count.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use gradledger_kernels::codes;
 
@@ -61,16 +62,50 @@ pub fn admit_segments(
     place: &Place,
     scratch: &str,
 ) -> Result<NativeAdmission, StoreError> {
-    let parts = match open_parts(dir, expected) {
-        Ok(parts) => parts,
-        Err(fault) => return Ok(NativeAdmission::Malformed(fault)),
+    match open_parts(dir, expected) {
+        Ok(parts) => admit_parts(&parts, expected, None, place, scratch),
+        Err(fault) => Ok(NativeAdmission::Malformed(fault)),
+    }
+}
+
+/// Checks the artifacts of an upload against the model and stores them, if they are `delta`'s.
+///
+/// `open` gives an artifact by its position in the delta's manifest, as long as the model asks.
+/// `scratch` as for [`admit_segments`].
+///
+/// # Errors
+///
+/// As [`admit_segments`].
+pub fn admit_upload(
+    open: impl Fn(usize) -> Arc<dyn LogicalBytes>,
+    delta: ManifestId,
+    expected: Expected<'_>,
+    place: &Place,
+    scratch: &str,
+) -> Result<NativeAdmission, StoreError> {
+    let count = expected.layout.tensors.len();
+    let part = |(at, tensor)| {
+        // Manifest order is by group, then by name.
+        let artifacts = DeltaGroup::ALL.map(|group| open(group as usize * count + at));
+        Part { tensor, artifacts }
     };
+    let parts: Vec<_> = expected.layout.tensors.iter().enumerate().map(part).collect();
+    admit_parts(&parts, expected, Some(delta), place, scratch)
+}
+
+fn admit_parts(
+    parts: &[Part<'_>],
+    expected: Expected<'_>,
+    wanted: Option<ManifestId>,
+    place: &Place,
+    scratch: &str,
+) -> Result<NativeAdmission, StoreError> {
     let tmp = place.tmp().join(scratch);
     let mut stored = Stored { dir: tmp.clone(), pieces: Vec::with_capacity(parts.len()) };
     let mut faults = Faults::default();
     let bins = 1 << expected.rule.code_bits();
     let mut writer = DeltaWriter::create(&*place.files, &tmp, bins)?;
-    for part in &parts {
+    for part in parts {
         match copy_tensor(part, expected, &mut writer, &mut faults)? {
             Ok(pieces) => stored.pieces.push(pieces),
             Err(fault) => {
@@ -81,6 +116,12 @@ pub fn admit_segments(
         }
     }
     writer.finish()?;
+    let found = stored.id(expected.layout);
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != found) {
+        stored.abandon(place)?;
+        let (want, found) = (wanted.root.to_hex(), found.root.to_hex());
+        return Ok(NativeAdmission::Malformed(Refusal::new(Code::Truncated, None, want, found)));
+    }
     let delta = stored.commit(place, expected.layout)?;
     Ok(NativeAdmission::Stored { delta, refused: faults.first() })
 }
@@ -89,7 +130,7 @@ pub fn admit_segments(
 struct Part<'a> {
     tensor: &'a TensorLayout,
     /// Book, code, index: the order of [`DeltaGroup::ALL`].
-    artifacts: [std::sync::Arc<dyn LogicalBytes>; 3],
+    artifacts: [Arc<dyn LogicalBytes>; 3],
 }
 
 fn open_parts<'a>(dir: &Path, expected: Expected<'a>) -> Result<Vec<Part<'a>>, Refusal> {

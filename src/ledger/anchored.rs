@@ -64,6 +64,11 @@ pub enum AnchorError {
          receipt shows it at {shown}"
     )]
     Block { index: u64, size: u64, said: BlockId, shown: BlockId },
+    #[error(
+        "contradiction: the receipt of the head with {size} entries is of {said}; the node's final \
+         block of that number is {found}. Ask another node: one of the two is not of this chain"
+    )]
+    Node { size: u64, said: BlockId, found: BlockId },
 }
 
 impl AnchorError {
@@ -71,7 +76,11 @@ impl AnchorError {
     pub fn is_contradiction(&self) -> bool {
         matches!(
             self,
-            Self::Root { .. } | Self::Value { .. } | Self::Order { .. } | Self::Block { .. }
+            Self::Root { .. }
+                | Self::Value { .. }
+                | Self::Order { .. }
+                | Self::Block { .. }
+                | Self::Node { .. }
         )
     }
 
@@ -384,7 +393,7 @@ fn block(id: BlockId) -> ChainBlock {
     ChainBlock { number: id.number.into(), hash: digest(&id.hash) }
 }
 
-fn block_id(block: ChainBlock) -> BlockId {
+pub(super) fn block_id(block: ChainBlock) -> BlockId {
     // Blocks of this chain are numbered by u32; what is larger is shown as the largest.
     BlockId { number: block.number.try_into().unwrap_or(u32::MAX), hash: hash(block.hash) }
 }

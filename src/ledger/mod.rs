@@ -26,6 +26,8 @@ pub mod seal;
 pub mod show;
 pub mod submit;
 pub mod tables;
+pub mod uploads;
+pub mod witness;
 pub mod writer;
 
 use crate::{
@@ -176,9 +178,20 @@ pub enum LedgerError {
     #[error("the thread that appends submissions has ended")]
     SubmitterGone,
     #[error("the submission was not appended: {reason}")]
-    Submit { reason: String },
+    Submit { reason: String, full: bool },
     #[error("making {threads} threads: {source}")]
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+}
+
+impl LedgerError {
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_full(),
+            Self::Submit { full, .. } => *full,
+            _ => false,
+        }
+    }
 }
 
 impl From<check::Disagreement> for LedgerError {

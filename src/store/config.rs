@@ -13,6 +13,7 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{files::read_whole, hub::RepositoryName, place::Place};
+use crate::{codec::ss58, types::digest::Digest};
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -67,6 +68,8 @@ pub struct ServeChoice {
     pub stall_timeout_s: Option<NonZeroU64>,
     /// How long open requests may take when the server stops.
     pub drain_timeout_s: Option<u64>,
+    /// What miners may send.
+    pub uploads: UploadsChoice,
 }
 
 /// `[hub]`: the run as model repositories.
@@ -102,6 +105,58 @@ impl<'de> Deserialize<'de> for MetricsAddress {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.parse().map_err(|_| D::Error::custom("neither an address with a port, nor \"off\""))
+    }
+}
+
+/// `[serve.uploads]`: who may send deltas over HTTP, and how much.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct UploadsChoice {
+    /// Of the hotkeys that the genesis lists, those who may upload; all if it is not there. SS58 or 64
+    /// hex digits.
+    pub hotkeys: Option<Vec<Hotkey>>,
+    /// What deltas are cut by, in bytes: 65,536 to 67,108,864.
+    pub part_bytes: u64,
+    /// Uploads under way of one hotkey, at most.
+    pub uploads_per_hotkey: usize,
+    /// Bytes of all uploads under way of one hotkey, at most.
+    pub bytes_per_hotkey: u64,
+    /// Requests a minute of one hotkey; as many may come at once.
+    pub requests_per_minute_per_hotkey: u32,
+    /// Requests a minute of one address; as many may come at once.
+    pub requests_per_minute_per_address: u32,
+    /// An upload to which nothing was added for so many seconds is dropped.
+    pub expire_s: u64,
+    /// Free bytes of the disk that uploads leave alone.
+    pub disk_reserve_bytes: u64,
+}
+
+impl Default for UploadsChoice {
+    fn default() -> Self {
+        Self {
+            hotkeys: None,
+            part_bytes: 16 << 20,
+            uploads_per_hotkey: 2,
+            bytes_per_hotkey: 16 << 30,
+            requests_per_minute_per_hotkey: 600,
+            requests_per_minute_per_address: 3_000,
+            expire_s: 3_600,
+            disk_reserve_bytes: 4 << 30,
+        }
+    }
+}
+
+/// A hotkey as an operator writes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Hotkey(pub Digest);
+
+impl TryFrom<String> for Hotkey {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let key = text.parse().ok().or_else(|| ss58::decode(&text).ok());
+        key.map(Self).ok_or("a hotkey is an SS58 address or 64 hex digits")
     }
 }
 

@@ -82,6 +82,15 @@ pub trait Files: Send + Sync {
     ///
     /// The operating system's.
     fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Bytes that can still be written below `path`, which exists. A place without an end says the most.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 /// A file being written, front to back.
@@ -219,6 +228,11 @@ impl Files for Disk {
     fn exists(&self, path: &Path) -> io::Result<bool> {
         path.try_exists()
     }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let system = rustix::fs::statvfs(path)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
+    }
 }
 
 /// A place that keeps nothing: for a step that is done again for its answer alone.
@@ -338,6 +352,10 @@ impl Files for Reopening {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.0.exists(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.0.free_bytes(path)
     }
 }
 

@@ -15,13 +15,15 @@ pub mod log;
 pub mod open_round;
 pub mod place;
 pub mod quarantine;
+pub mod remote;
 pub mod retention;
 pub mod segment;
+pub mod uploads;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
-    open_round::OpenRoundError, quarantine::QuarantineError, retention::RetentionError,
-    segment::SegmentError,
+    open_round::OpenRoundError, quarantine::QuarantineError, remote::RemoteError,
+    retention::RetentionError, segment::SegmentError,
 };
 use crate::types::{digest::Digest, json::JsonError};
 
@@ -126,14 +128,22 @@ pub enum StoreError {
 impl StoreError {
     /// Whether stored bytes contradict a digest, rather than being out of reach.
     ///
-    /// What the operating system answers (no such file, no space, a failing disk) says nothing about
-    /// the bytes.
+    /// What the operating system or a server answers (no such file, no space, a failing disk, no
+    /// connection) says nothing about the bytes.
     pub fn is_mismatch(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Key(_) | Self::Guard(_) | Self::Config(_) => false,
             // A file that ends early has no error number: that is the bytes' fault.
-            _ => self.io().is_none_or(|error| error.raw_os_error().is_none()),
+            _ => self.io().is_none_or(|error| {
+                error.raw_os_error().is_none() && !RemoteError::is_behind(error)
+            }),
         }
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        self.io().is_some_and(|error| full.contains(&error.kind()))
     }
 
     /// Whether a file is not there.

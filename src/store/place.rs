@@ -98,6 +98,11 @@ impl Place {
         self.root.join("index")
     }
 
+    /// Uploads under way, a directory each.
+    pub fn uploads(&self) -> PathBuf {
+        self.root.join("uploads")
+    }
+
     /// Files under way; emptied when a writer opens the ledger.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")

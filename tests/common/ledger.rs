@@ -25,11 +25,13 @@ use gradledger::{
         retention::Kept,
         rotate::rotate_key,
         seal::{FoldOptions, seal},
-        submit::{Known, Receipt, open_round, statement_of, submit_batch},
+        submit::{Known, Receipt, Submitter, open_round, statement_of, submit_batch},
+        uploads::{UploadDesk, UploadError},
         writer::LedgerWriter,
     },
     merkle::head::TreeHead,
     store::{
+        config::UploadsChoice,
         files::{Files, read_whole},
         segment::{delta::DeltaSegments, place},
     },
@@ -40,7 +42,8 @@ use gradledger::{
         progress::Silent,
         record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::{Miner, Outcome, Submission},
+        submission::{Miner, Outcome, SignatureHex, Submission},
+        upload::{UploadRequest, UploadState},
     },
 };
 
@@ -226,6 +229,10 @@ impl Fixture {
                 facts.extend(self.submit(&mut writer, *round, sent)?);
                 Ok(())
             }
+            Step::Upload(round, number, delta) => {
+                facts.extend(self.upload(root, files, *round, *number, *delta)?);
+                Ok(())
+            }
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
             Step::Index => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
@@ -315,6 +322,81 @@ impl Fixture {
         Ok(answers.into_iter().map(receipt).collect())
     }
 
+    /// Hands a delta in as a server takes it: announced, sent in parts that are kept, committed twice.
+    fn upload(
+        &self,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        round: u64,
+        number: u8,
+        delta: u64,
+    ) -> Result<Vec<Fact>, LedgerError> {
+        let writer = LedgerWriter::open_in(files.clone(), root, None)?;
+        let ledger = Ledger::open_in(files.clone(), root)?;
+        if open_round(&ledger)? > round {
+            return Ok(vec![]);
+        }
+        let submitter = Submitter::start(writer);
+        let facts = {
+            // The thread's calls and ours never overlap: each waits for the other.
+            let choice = UploadsChoice { part_bytes: 1 << 16, ..UploadsChoice::default() };
+            let desk = UploadDesk::open(&ledger, submitter.handle(), choice).map(Arc::new);
+            desk.and_then(|desk| {
+                desk.sweep()?;
+                self.send(&desk, &ledger, round, number, delta)
+            })
+        };
+        submitter.finish();
+        facts.map_err(|error| match error {
+            UploadError::Ledger(error) => error,
+            other => LedgerError::Submit { reason: other.to_string(), full: false },
+        })
+    }
+
+    fn send(
+        &self,
+        desk: &Arc<UploadDesk>,
+        ledger: &Ledger,
+        round: u64,
+        number: u8,
+        delta: u64,
+    ) -> Result<Vec<Fact>, UploadError> {
+        let staged = miner::stage(ledger, round, &self.delta(delta));
+        let (run, base) = (ledger.run_id(), ledger.newest().root);
+        let statement = miner::statement(run, round, base, staged.delta(), number);
+        let mut request = UploadRequest {
+            method: String::new(),
+            path: String::new(),
+            run,
+            round,
+            base,
+            delta: staged.delta(),
+            signature: None,
+        };
+        let hotkey = miner::public(number);
+        let token = Digest([number; 32]);
+        let UploadState { id, hashes_bytes, missing, .. } = desk.create(&request, hotkey, token)?;
+        if let Some(bytes) = hashes_bytes {
+            let hashes = staged.hashes().expect("it was staged");
+            let mut receiving = desk.receive(id, token, None, bytes)?;
+            receiving.write(&hashes)?;
+            receiving.finish(Digest::of(&hashes))?;
+        }
+        for part in missing {
+            let bytes = staged.part(part).expect("it was staged");
+            let mut receiving = desk.receive(id, token, Some(part.offset), part.bytes)?;
+            receiving.write(&bytes)?;
+            receiving.finish(Digest::of(&bytes))?;
+            let left = desk.state(id, token)?.missing;
+            assert!(!left.contains(&part), "{part:?} was acknowledged");
+        }
+        request.signature = Some(SignatureHex(self.signatures.of(&statement, number)));
+        let receipt = desk.commit(id, &request, hotkey)?;
+        assert_eq!(desk.commit(id, &request, hotkey)?, receipt, "the same receipt again");
+        let receipt = serde_json::from_slice(&receipt).expect("a receipt");
+        Ok(vec![Fact::Receipt(Box::new(receipt))])
+    }
+
     fn init(
         &self,
         dialect: Dialect,
@@ -382,6 +464,8 @@ pub enum Step {
     Open,
     /// Statements of one round in one batch: who sends which delta.
     Submit(u64, Vec<(u8, u64)>),
+    /// An upload for one round: whose, and which delta.
+    Upload(u64, u8, u64),
     Import(u64, Peers),
     Seal(u64),
     /// Every how many rounds a state is kept.

@@ -9,6 +9,7 @@ pub mod memfs;
 pub mod miner;
 pub mod model;
 pub mod scenario;
+pub mod served;
 pub mod server;
 pub mod signed;
 

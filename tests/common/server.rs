@@ -1,191 +1,332 @@
-//! A real server on a free port of loopback, and a client that sends exactly what a test says.
+//! A server of a ledger's files over plain sockets, honest or as hostile as a test wants it.
+//!
+//! It knows `/v1/files/` alone: ranges, ETags, and lists of 1,000 names a page. It shares no code with
+//! the program's own server, so that a fault of either is not hidden by the other.
 
 use std::{
     collections::BTreeMap,
-    io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpStream},
-    path::Path,
-    sync::Arc,
-    thread::JoinHandle,
+    fs::{self, File},
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
-use gradledger::{
-    http::{Limits, Node, Server},
-    ledger::Ledger,
-};
-use tokio::sync::oneshot;
+const PAGE: usize = 1000;
 
-/// How long a test waits for an answer.
-const TIMEOUT: Duration = Duration::from_secs(30);
-
-/// A server that runs until it is dropped.
-pub struct Served {
-    pub address: SocketAddr,
-    pub metrics: SocketAddr,
-    pub node: Arc<Node>,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+/// A question as it came.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    pub method: String,
+    /// Below `/v1/files/`.
+    pub path: String,
+    /// As it was asked for: first and last byte, or how many at the end.
+    pub range: Option<(Option<u64>, u64)>,
+    /// How many questions came before, of all connections.
+    pub number: u64,
 }
 
-/// Limits with which most tests never meet one.
-pub fn limits() -> Limits {
-    Limits { drain_timeout: Duration::from_secs(5), ..Limits::default() }
+/// What to do about it.
+#[derive(Clone, Debug)]
+pub enum Act {
+    Honest,
+    /// An answer with this status, these header lines and this body.
+    Say(u16, Vec<String>, Vec<u8>),
+    /// As it should be, with one byte of the file changed.
+    Flip {
+        at: u64,
+    },
+    /// Says that the file is so many bytes longer than it is.
+    Longer(u64),
+    /// Another range than the one asked for.
+    Shifted,
+    /// A body that never ends, whatever its head says.
+    Endless,
+    /// The head and half of the body.
+    Cut,
+    /// Not HTTP.
+    Garbage,
+    /// Nothing, for so long.
+    Silent(Duration),
 }
 
-impl Served {
-    /// Serves the ledger at `root`.
-    pub fn start(root: &Path, limits: Limits) -> Self {
-        let node = Node::new(Ledger::open(root).expect("a ledger")).expect("a ledger that reads");
-        let served = node.clone();
-        let (started, start) = std::sync::mpsc::channel();
-        let (stop, stopped) = oneshot::channel::<()>();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_multi_thread()
-                .worker_threads(2)
-                .max_blocking_threads(8)
-                .enable_all()
-                .build()
-                .expect("a runtime");
-            runtime.block_on(async {
-                let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-                let server = Server::bind(served, free, Some(free), limits).await.expect("a port");
-                let metrics = server.metrics_address().expect("it tells of itself");
-                started.send((server.address(), metrics)).expect("the test waits");
-                server.run(async { stopped.await.unwrap_or_default() }).await;
-            });
+type Rule = dyn Fn(&Asked) -> Act + Send + Sync;
+
+struct Shared {
+    root: PathBuf,
+    rule: Box<Rule>,
+    asked: Mutex<Vec<Asked>>,
+    bytes: AtomicU64,
+    numbers: AtomicU64,
+    closing: AtomicBool,
+}
+
+/// A server on a port of its own, until it is dropped.
+pub struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+impl Server {
+    pub fn honest(root: &Path) -> Self {
+        Self::start(root, |_| Act::Honest)
+    }
+
+    pub fn start(root: &Path, rule: impl Fn(&Asked) -> Act + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let shared = Arc::new(Shared {
+            root: root.to_owned(),
+            rule: Box::new(rule),
+            asked: Mutex::default(),
+            bytes: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
+            closing: AtomicBool::new(false),
         });
-        let (address, metrics) = start.recv().expect("it started");
-        Self { address, metrics, node, stop: Some(stop), thread: Some(thread) }
+        let serving = shared.clone();
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if serving.closing.load(Ordering::SeqCst) {
+                    return;
+                }
+                let (stream, shared) = (stream.unwrap(), serving.clone());
+                // Clients that are killed break their connections.
+                thread::spawn(move || drop(shared.serve(stream)));
+            }
+        });
+        Self { address, shared }
     }
 
-    /// Tells it to end.
-    pub fn stop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// Bytes of bodies that were handed to the system.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::SeqCst)
+    }
+
+    pub fn asked(&self) -> Vec<Asked> {
+        self.shared.asked.lock().unwrap().clone()
+    }
+
+    /// Paths with how often each was asked for.
+    pub fn paths(&self) -> BTreeMap<String, usize> {
+        let mut paths = BTreeMap::new();
+        for asked in self.asked() {
+            *paths.entry(asked.path).or_default() += 1;
         }
-    }
-
-    /// Waits until it has ended.
-    pub fn join(mut self) {
-        self.stop();
-        self.thread.take().expect("it is joined once").join().expect("it does not panic");
-    }
-
-    pub fn connect(&self) -> TcpStream {
-        connect(self.address)
-    }
-
-    /// The answer to GET with these header lines.
-    pub fn get(&self, path: &str, headers: &[&str]) -> Reply {
-        self.send("GET", path, headers)
-    }
-
-    /// The answer to a request without a body.
-    pub fn send(&self, method: &str, path: &str, headers: &[&str]) -> Reply {
-        let mut stream = self.connect();
-        write!(stream, "{}", head(method, path, headers, true)).expect("it takes the request");
-        read_reply(&mut stream, method).expect("a whole answer")
-    }
-
-    /// The answer to POST of `body` with these header lines.
-    pub fn post(&self, path: &str, headers: &[&str], body: &[u8]) -> Reply {
-        let mut stream = self.connect();
-        let length = format!("content-length: {}", body.len());
-        let headers = [headers, &[&length]].concat();
-        write!(stream, "{}", head("POST", path, &headers, true)).expect("it takes the request");
-        stream.write_all(body).expect("it takes the body");
-        read_reply(&mut stream, "POST").expect("a whole answer")
-    }
-
-    /// The JSON document at `path`.
-    pub fn json(&self, path: &str) -> serde_json::Value {
-        let reply = self.get(path, &[]);
-        assert_eq!(reply.status, 200, "{path}: {}", reply.text());
-        serde_json::from_slice(&reply.body).expect("JSON")
+        paths
     }
 }
 
-impl Drop for Served {
+impl Drop for Server {
     fn drop(&mut self) {
-        self.stop();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+        self.shared.closing.store(true, Ordering::SeqCst);
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+struct Head {
+    method: String,
+    target: String,
+    range: Option<String>,
+    if_match: Option<String>,
+}
+
+fn head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
+    let mut line = String::new();
+    if reader.read_line(&mut line)? == 0 {
+        return Ok(None);
+    }
+    let mut words = line.split_whitespace().map(str::to_owned);
+    let (method, target) = (words.next().unwrap(), words.next().unwrap());
+    let mut head = Head { method, target, range: None, if_match: None };
+    loop {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        let Some((name, value)) = line.trim().split_once(':') else { return Ok(Some(head)) };
+        match name.to_lowercase().as_str() {
+            "range" => head.range = Some(value.trim().to_owned()),
+            "if-match" => head.if_match = Some(value.trim().to_owned()),
+            "accept-encoding" => assert_eq!(value.trim(), "identity"),
+            _ => {}
         }
     }
 }
 
-pub fn connect(address: SocketAddr) -> TcpStream {
-    let stream = TcpStream::connect(address).expect("it listens");
-    stream.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
-    stream
-}
-
-/// A request's head.
-pub fn head(method: &str, path: &str, headers: &[&str], close: bool) -> String {
-    let close = if close { "connection: close\r\n" } else { "" };
-    let lines: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    format!("{method} {path} HTTP/1.1\r\nhost: test\r\n{close}{lines}\r\n")
-}
-
-/// What a server answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reply {
-    pub status: u16,
-    /// By lower-case name; a header that is there twice is joined.
-    pub headers: BTreeMap<String, String>,
-    pub body: Vec<u8>,
-}
-
-impl Reply {
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name).map(String::as_str)
-    }
-
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.body).into_owned()
-    }
-
-    /// The code of a problem, which it has to be.
-    pub fn code(&self) -> String {
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
-        let problem: serde_json::Value = serde_json::from_slice(&self.body).expect("JSON");
-        assert_eq!(problem["status"], self.status);
-        assert_eq!(problem["request_id"], *self.header("x-request-id").expect("an id"));
-        problem["code"].as_str().expect("a code").to_owned()
-    }
-}
-
-/// Reads one answer; its body as long as Content-Length says, or to the end.
-pub fn read_reply(stream: &mut TcpStream, method: &str) -> io::Result<Reply> {
-    let mut head = Vec::new();
-    let mut byte = [0];
-    while !head.ends_with(b"\r\n\r\n") {
-        stream.read_exact(&mut byte)?;
-        head.push(byte[0]);
-    }
-    let head = String::from_utf8(head).map_err(io::Error::other)?;
-    let mut lines = head.lines();
-    let status = lines.next().and_then(|line| line.split(' ').nth(1)?.parse().ok());
-    let status = status.ok_or(io::ErrorKind::InvalidData)?;
-    let mut headers = BTreeMap::<String, String>::new();
-    for line in lines.filter(|line| !line.is_empty()) {
-        let (name, value) = line.split_once(':').ok_or(io::ErrorKind::InvalidData)?;
-        let value = value.trim();
-        headers
-            .entry(name.to_lowercase())
-            .and_modify(|all| *all = format!("{all}, {value}"))
-            .or_insert(value.to_owned());
-    }
-    let mut body = Vec::new();
-    let bodiless = method == "HEAD" || status == 304 || status == 204;
-    match headers.get("content-length").map(|bytes| bytes.parse::<usize>()) {
-        _ if bodiless => {}
-        Some(bytes) => {
-            body.resize(bytes.map_err(io::Error::other)?, 0);
-            stream.read_exact(&mut body)?;
+impl Shared {
+    fn serve(&self, stream: TcpStream) -> io::Result<()> {
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
+        stream.set_nodelay(true)?;
+        let (mut reader, mut stream) = (BufReader::new(stream.try_clone()?), stream);
+        while let Some(head) = head(&mut reader)? {
+            if !self.answer(&mut stream, &head)? {
+                return stream.shutdown(Shutdown::Both);
+            }
         }
-        None => drop(stream.read_to_end(&mut body)?),
+        Ok(())
     }
-    Ok(Reply { status, headers, body })
+
+    /// Whether the connection stays.
+    fn answer(&self, stream: &mut TcpStream, head: &Head) -> io::Result<bool> {
+        let (path, query) = head.target.split_once('?').unwrap_or((&head.target, ""));
+        let path = path.strip_prefix("/v1/files/").unwrap_or("/outside").to_owned();
+        let range = head.range.as_deref().map(|text| {
+            let (first, last) = text.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            (first.parse().ok(), last.parse().unwrap())
+        });
+        let number = self.numbers.fetch_add(1, Ordering::SeqCst);
+        let asked = Asked { method: head.method.clone(), path, range, number };
+        self.asked.lock().unwrap().push(asked.clone());
+        let act = (self.rule)(&asked);
+        match act {
+            Act::Say(status, headers, body) => {
+                self.say(stream, status, &headers, &body)?;
+                return Ok(true);
+            }
+            Act::Garbage => {
+                stream.write_all(b"\0\x01 nothing of the kind\r\n\r\n")?;
+                return Ok(false);
+            }
+            Act::Silent(time) => thread::sleep(time),
+            _ => {}
+        }
+        let inside = asked.path.split('/').all(|part| part != "..");
+        let private = ["keys", "index", "tmp", "lock", "gradledger.toml"];
+        let first = asked.path.split('/').next().unwrap_or_default();
+        let place = self.root.join(&asked.path);
+        if !inside || private.contains(&first) || asked.path.starts_with('/') {
+            self.say(stream, 404, &[], b"")?;
+        } else if asked.path.ends_with('/') {
+            self.list(stream, &asked, &place, query)?;
+        } else if place.is_file() {
+            return self.file(stream, head, &asked, &act, &place);
+        } else {
+            self.say(stream, 404, &[], b"")?;
+        }
+        Ok(true)
+    }
+
+    fn list(
+        &self,
+        stream: &mut TcpStream,
+        asked: &Asked,
+        dir: &Path,
+        query: &str,
+    ) -> io::Result<()> {
+        let Ok(entries) = fs::read_dir(dir) else { return self.say(stream, 404, &[], b"") };
+        let after = query.strip_prefix("after=").unwrap_or("");
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.as_str() > after)
+            .collect();
+        names.sort();
+        let more = names.len() > PAGE;
+        names.truncate(PAGE);
+        let next = names.last().filter(|_| more);
+        let body = serde_json::json!({ "names": names, "next": next }).to_string();
+        let body = if asked.method == "HEAD" { "" } else { &body };
+        self.say(stream, 200, &["Content-Type: application/json".to_owned()], body.as_bytes())
+    }
+
+    fn file(
+        &self,
+        stream: &mut TcpStream,
+        head: &Head,
+        asked: &Asked,
+        act: &Act,
+        place: &Path,
+    ) -> io::Result<bool> {
+        let mut file = File::open(place)?;
+        let bytes = file.metadata()?.len();
+        let etag = format!(
+            "\"{}-{bytes}\"",
+            asked.path.replace(|c: char| !c.is_ascii_alphanumeric(), "-")
+        );
+        let tag = format!("ETag: {etag}");
+        if head.if_match.as_ref().is_some_and(|wanted| *wanted != etag) {
+            self.say(stream, 412, &[], b"")?;
+            return Ok(true);
+        }
+        if asked.method == "HEAD" {
+            write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {bytes}\r\n{tag}\r\n\r\n")?;
+            return Ok(true);
+        }
+        let (first, last) = match asked.range {
+            Some((Some(first), last)) => (first, last),
+            Some((None, count)) => (bytes.saturating_sub(count), u64::MAX),
+            None => (0, u64::MAX),
+        };
+        if first >= bytes {
+            self.say(stream, 416, &[format!("Content-Range: bytes */{bytes}")], b"")?;
+            return Ok(true);
+        }
+        let last = last.min(bytes - 1);
+        let mut body = vec![0; (last - first + 1) as usize];
+        file.seek(SeekFrom::Start(first))?;
+        file.read_exact(&mut body)?;
+        let (mut told_first, mut told_bytes) = (first, bytes);
+        match act {
+            Act::Flip { at } if (first..=last).contains(at) => body[(at - first) as usize] ^= 1,
+            Act::Longer(more) => told_bytes += more,
+            Act::Shifted => told_first += 1,
+            _ => {}
+        }
+        let length = body.len();
+        write!(
+            stream,
+            "HTTP/1.1 206 Partial Content\r\nContent-Range: bytes {told_first}-{last}/{told_bytes}\r\n\
+             Accept-Ranges: bytes\r\n{tag}\r\n"
+        )?;
+        match act {
+            Act::Endless => {
+                write!(stream, "Transfer-Encoding: chunked\r\n\r\n")?;
+                // The client leaves, which ends this.
+                loop {
+                    stream.write_all(b"10000\r\n")?;
+                    stream.write_all(&[7; 0x10000])?;
+                    stream.write_all(b"\r\n")?;
+                }
+            }
+            Act::Cut => {
+                write!(stream, "Content-Length: {length}\r\n\r\n")?;
+                self.send(stream, &body[..length / 2])?;
+                Ok(false)
+            }
+            _ => {
+                write!(stream, "Content-Length: {length}\r\n\r\n")?;
+                self.send(stream, &body)?;
+                Ok(true)
+            }
+        }
+    }
+
+    fn send(&self, stream: &mut TcpStream, body: &[u8]) -> io::Result<()> {
+        for part in body.chunks(64 << 10) {
+            self.bytes.fetch_add(part.len() as u64, Ordering::SeqCst);
+            stream.write_all(part)?;
+        }
+        Ok(())
+    }
+
+    fn say(
+        &self,
+        stream: &mut TcpStream,
+        status: u16,
+        headers: &[String],
+        body: &[u8],
+    ) -> io::Result<()> {
+        write!(stream, "HTTP/1.1 {status} So\r\nContent-Length: {}\r\n", body.len())?;
+        for line in headers {
+            write!(stream, "{line}\r\n")?;
+        }
+        write!(stream, "\r\n")?;
+        self.send(stream, body)
+    }
 }

@@ -178,8 +178,12 @@ impl LogDir {
     /// that is there is committed, and if it is removed before it can be read, a wider one is there.
     pub(super) fn read_nearest(&self, part: Part) -> Result<Found, LogError> {
         for _ in 0..LOOKS_MAX {
+            // Mostly it is there: then no directory is listed, which a server would be asked for.
+            if let Some(bytes) = self.read_exact(part)? {
+                return Ok(Found { part, bytes });
+            }
             let wider = self.widths(part)?.into_iter().filter(|width| *width > part.width());
-            for width in [part.width()].into_iter().chain(wider).chain([TILE_WIDTH]) {
+            for width in wider.chain([TILE_WIDTH]) {
                 let Some(part) = part.resized(width) else { continue };
                 if let Some(bytes) = self.read_exact(part)? {
                     return Ok(Found { part, bytes });

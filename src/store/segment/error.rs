@@ -110,7 +110,7 @@ pub enum SegmentError {
 
 impl SegmentError {
     /// Makes an I/O error at `path` out of the operating system's.
-    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub(in crate::store) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 }
