@@ -59,6 +59,8 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    /// Files that go with the model.
+    given: Vec<PathBuf>,
     signatures: Signatures,
 }
 
@@ -149,13 +151,23 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        let fixture = Self { dir, pool, given: vec![], signatures: Signatures::default() };
         miner::write_list(&fixture.miners(), MINERS);
         (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
         let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
         (1..=DELTAS)
             .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
         fixture
+    }
+
+    /// The same with small files that go with the model.
+    pub fn with_files(mut self) -> Self {
+        for (name, bytes) in [("config.json", &b"{}"[..]), ("vocab.txt", &[b'v'; 5000])] {
+            let path = self.dir.path().join(name);
+            fs::write(&path, bytes).expect("a new file");
+            self.given.push(path);
+        }
+        self
     }
 
     pub fn dir(&self) -> &Path {
@@ -428,7 +440,7 @@ impl Fixture {
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
             anchor: None,
-            files: &[],
+            files: &self.given,
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
