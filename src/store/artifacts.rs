@@ -106,7 +106,10 @@ pub struct StoredCheckpoint {
     open: Arc<Mutex<BTreeMap<usize, OpenTensor>>>,
 }
 
-/// A tensor's values and its piece digests, for as long as someone reads them.
+/// A tensor's values and its piece digests.
+type HeldTensor = (Arc<dyn LogicalBytes>, Arc<[Digest]>);
+
+/// The same, for as long as someone reads them.
 type OpenTensor = (Weak<dyn LogicalBytes>, Weak<[Digest]>);
 
 impl StoredCheckpoint {
@@ -152,17 +155,13 @@ impl StoredCheckpoint {
     }
 
     /// What another reader of the tensor holds.
-    fn opened(&self, position: usize) -> Option<(Arc<dyn LogicalBytes>, Arc<[Digest]>)> {
+    fn opened(&self, position: usize) -> Option<HeldTensor> {
         let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let (values, digests) = open.get(&position)?;
         Some((values.upgrade()?, digests.upgrade()?))
     }
 
-    fn open_tensor(
-        &self,
-        position: usize,
-        what: &str,
-    ) -> Result<(Arc<dyn LogicalBytes>, Arc<[Digest]>), StoreError> {
+    fn open_tensor(&self, position: usize, what: &str) -> Result<HeldTensor, StoreError> {
         let descriptor = &self.manifest().descriptors()[position];
         let (files, root) = (&*self.place.files, &self.place.root);
         let segment = TensorSegment::open(files, root, &descriptor.artifact(), descriptor.dtype)

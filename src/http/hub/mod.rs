@@ -118,7 +118,7 @@ impl Hub {
         if let Some(open) = found {
             return Ok(open);
         }
-        let opened = Arc::new(OpenRevision::open(ledger, revision, &*self.given(ledger)?)?);
+        let opened = Arc::new(OpenRevision::open(ledger, revision, &self.given(ledger)?)?);
         let mut open = lock();
         if open.len() == OPEN_MAX {
             open.remove(0);
