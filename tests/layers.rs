@@ -22,7 +22,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 
 /// Where each outside crate may be used: paths below `src/` that start so.
 const HOMES: &[(&str, &[&str])] = &[
-    ("rustix", &["store/files.rs"]),
+    ("rustix", &["store/files.rs", "store/machine.rs"]),
     ("subxt", &["anchor/node.rs", "anchor/subtensor.rs"]),
     ("tokio", &["anchor/node.rs", "anchor/subtensor.rs", "http/", "cli/serve.rs"]),
     ("warp", &["http/"]),
@@ -42,7 +42,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("bytes", &["store/segment/", "http/"]),
     ("ed25519_dalek", &["merkle/note.rs"]),
     ("base64", &["merkle/", "store/keys/"]),
-    ("getrandom", &["store/keys/"]),
+    ("getrandom", &["store/keys/", "http/uploads.rs", "sync/submit.rs"]),
     ("hex", &["types/digest.rs", "merkle/note.rs", "import/wallet/keyfile.rs"]),
     ("schnorrkel", &["codec/sr25519.rs"]),
     ("argon2", &["import/wallet/encrypted.rs"]),
@@ -58,6 +58,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli/"]),
     ("indicatif", &["cli/progress.rs"]),
     ("plotters", &["cli/demo/plot.rs"]),
+    ("clap_mangen", &["cli/"]),
     ("sled", &["store/index/sled.rs"]),
     ("rocksdb", &["store/index/rocks.rs"]),
     (

@@ -184,7 +184,7 @@ fn what_is_read_front_to_back_is_fetched_in_runs_and_once() {
 #[test]
 fn long_lists_come_in_pages_and_writing_is_refused() {
     let dir = tempfile::tempdir().unwrap();
-    let names: Vec<PathBuf> = (0..2_345).map(|i| PathBuf::from(format!("n {i:04}%"))).collect();
+    let names: Vec<PathBuf> = (0..2_345).map(|i| PathBuf::from(format!("n-{i:04}"))).collect();
     for name in &names {
         std::fs::write(dir.path().join(name), "x").unwrap();
     }
@@ -384,4 +384,102 @@ fn a_server_that_lies_about_bytes_fails_the_audit_and_one_that_fails_leaves_it_i
         report["checks"].as_array().unwrap().iter().all(|c| c["status"] != "failed"),
         "{report:#}"
     );
+}
+
+/// Certificates for 127.0.0.1 by an authority of its own; none where there is no `openssl`.
+fn certificates(dir: &Path) -> Option<()> {
+    let run = |arguments: &str| {
+        let words: Vec<&str> = arguments.split_whitespace().collect();
+        let done =
+            std::process::Command::new("openssl").args(words).current_dir(dir).output().ok()?;
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        Some(())
+    };
+    let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -batch";
+    std::fs::write(
+        dir.join("leaf.ext"),
+        "subjectAltName=IP:127.0.0.1\nbasicConstraints=CA:FALSE\n",
+    )
+    .unwrap();
+    run(&format!("req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=authority -days 2"))?;
+    run(&format!("req {key} -keyout leaf.key -out leaf.csr -subj /CN=leaf"))?;
+    run(
+        "x509 -req -in leaf.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out leaf.pem -days 2 -extfile leaf.ext",
+    )
+}
+
+/// One question after the other from TLS to a plain server, and its answers back.
+fn relay(
+    stream: std::net::TcpStream,
+    config: Arc<rustls::ServerConfig>,
+    to: &str,
+) -> std::io::Result<()> {
+    use std::io::{BufRead, BufReader, Read, Write};
+    let tls = rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), stream);
+    let mut tls = BufReader::new(tls);
+    let plain = std::net::TcpStream::connect(to)?;
+    let mut plain = BufReader::new(plain);
+    fn head(from: &mut impl BufRead) -> std::io::Result<Option<String>> {
+        let mut head = String::new();
+        while !head.ends_with("\r\n\r\n") {
+            if from.read_line(&mut head)? == 0 {
+                return Ok(None);
+            }
+        }
+        Ok(Some(head))
+    }
+    while let Some(question) = head(&mut tls)? {
+        plain.get_mut().write_all(question.as_bytes())?;
+        let Some(answer) = head(&mut plain)? else { return Ok(()) };
+        let length = answer.lines().find_map(|line| line.strip_prefix("Content-Length: "));
+        let length =
+            if question.starts_with("HEAD") { 0 } else { length.unwrap().parse().unwrap() };
+        let mut body = vec![0; length];
+        plain.read_exact(&mut body)?;
+        tls.get_mut().write_all(answer.as_bytes())?;
+        tls.get_mut().write_all(&body)?;
+        tls.get_mut().flush()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn https_is_read_with_a_certificate_that_the_system_trusts_and_with_no_other() {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
+    let (run, dir) = (sealed(), tempfile::tempdir().unwrap());
+    if certificates(dir.path()).is_none() {
+        return println!("skipped: there is no openssl to make certificates with");
+    }
+    let server = Server::honest(&run.path());
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let leaf = CertificateDer::from_pem_file(dir.path().join("leaf.pem")).unwrap();
+    let key = PrivateKeyDer::from_pem_file(dir.path().join("leaf.key")).unwrap();
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![leaf], key)
+        .unwrap();
+    let (config, to) = (Arc::new(config), server.url().replace("http://", ""));
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("https://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (stream, config, to) = (stream.unwrap(), config.clone(), to.clone());
+            std::thread::spawn(move || drop(relay(stream, config, &to)));
+        }
+    });
+    let show = |authority: &Path| {
+        program(&["show", &url, "--json"]).env("SSL_CERT_FILE", authority).output().unwrap()
+    };
+    let shown = show(&dir.path().join("ca.pem"));
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let here = document(&["show", run.path().to_str().unwrap(), "--json"], 0);
+    assert_eq!(serde_json::from_slice::<Value>(&shown.stdout).unwrap(), here);
+    let other = tempfile::tempdir().unwrap();
+    certificates(other.path()).unwrap();
+    let refused = show(&other.path().join("ca.pem"));
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("certificate"), "{said}");
 }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::{
     export::{ExportDtype, ExportError, export as export_checkpoint},
+    http::control,
     import::templar::PeersFile,
     ledger::{
         At, Ledger, LedgerError,
@@ -30,6 +31,7 @@ use crate::{
     store::{
         artifacts::StoredCheckpoint,
         files::{Disk, Files, read_whole},
+        lock::LockError,
         log::LogError,
         place::Place,
     },
@@ -205,12 +207,29 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
-    let mut writer = open_writer(&args.ledger, &args.writer)?;
-    let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    let report = match open_writer(&args.ledger, &args.writer) {
+        Ok(mut writer) => seal_round(&mut writer, args.round, (&args.fold).into(), progress)?,
+        Err(CliError::Ledger(locked @ LedgerError::Locked(LockError::Held { .. }))) => {
+            seal_served(args, locked)?
+        }
+        Err(error) => return Err(error),
+    };
     if report.already {
         say(format_args!("round {} was sealed already; this is what came of it", report.round));
     }
     print(args.json, &report, || seal_text(&report))
+}
+
+/// Has the server seal that holds the ledger's writer, if it is one.
+fn seal_served(args: &SealArgs, locked: LedgerError) -> Result<SealReport, CliError> {
+    let path = control::path(&args.ledger);
+    let order = control::Order { seal: args.round, threads: args.fold.threads };
+    let io = |source| CliError::Io { path, source };
+    match control::order(&args.ledger, order).map_err(io)? {
+        Some(control::Outcome::Sealed(report)) => Ok(report),
+        Some(control::Outcome::Error(reason)) => Err(CliError::NotSealed { reason }),
+        None => Err(locked.into()),
+    }
 }
 
 pub(super) fn seal_text(report: &SealReport) -> String {

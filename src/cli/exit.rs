@@ -7,6 +7,7 @@ use crate::{
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
     store::{StoreError, config::ConfigError, lock::LockError, log::LogError, remote::RemoteError},
+    sync::{Fault, SyncError},
 };
 
 const FAILURE: u8 = 1;
@@ -27,6 +28,8 @@ pub enum CliError {
     Ledger(#[from] LedgerError),
     #[error(transparent)]
     Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Sync(#[from] SyncError),
     #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
     NoLedgerServed { url: String },
     #[error(transparent)]
@@ -95,7 +98,24 @@ pub enum CliError {
     #[error("--log {filter}: {reason}")]
     LogFilter { filter: String, reason: String },
     #[error(transparent)]
+    Upload(#[from] crate::sync::submit::UploadError),
+    #[error("the receipt does not prove that the statement is in the log: {0}")]
+    WrongReceipt(#[from] crate::ledger::submit::ReceiptError),
+    #[error("the receipt's head is not signed by a key that was given")]
+    ReceiptKey,
+    #[error("the server did not seal the round: {reason}")]
+    NotSealed { reason: String },
+    #[error(
+        "the run takes no signed submissions: its miners are listed for each round. Serve it without \
+         --uploads"
+    )]
+    NoUploads,
+    #[error("the upload desk: {0}")]
+    Uploads(#[from] crate::ledger::uploads::UploadError),
+    #[error(transparent)]
     Serve(#[from] crate::http::ServeError),
+    #[error("{0} of the things examined would make a command fail: see what to mend")]
+    Unfit(usize),
     #[error("the demo did not give what it should: {0}")]
     Demo(String),
 }
@@ -118,6 +138,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
         CliError::NoLedgerServed { .. } => NO_LEDGER,
+        CliError::Sync(error) => sync_code(error),
         CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
         CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
         CliError::Prove(
@@ -132,6 +153,8 @@ pub fn code(error: &CliError) -> u8 {
         CliError::Verdict(Verdict::Mismatch) => MISMATCH,
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
         CliError::Delta(error) => delta_code(error),
+        CliError::WrongReceipt(_) | CliError::ReceiptKey => BAD_SIGNATURE,
+        CliError::NoUploads => USAGE,
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,
@@ -140,6 +163,21 @@ pub fn code(error: &CliError) -> u8 {
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn sync_code(error: &SyncError) -> u8 {
+    match error {
+        SyncError::Ledger(error) => ledger_code(error),
+        SyncError::Url(RemoteError::Url { .. } | RemoteError::Proxy { .. })
+        | SyncError::NotACopy { .. } => USAGE,
+        SyncError::NoMirror { worst, .. } => match worst {
+            Fault::Untrusted => BAD_SIGNATURE,
+            Fault::Lie => MISMATCH,
+            Fault::NoLedger => NO_LEDGER,
+            Fault::Ours | Fault::Absent | Fault::Unanswered => FAILURE,
+        },
         _ => FAILURE,
     }
 }

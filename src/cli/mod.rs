@@ -9,18 +9,22 @@ mod audit;
 mod commands;
 mod delta;
 mod demo;
+mod doctor;
 mod exit;
 mod gc;
+mod man;
 mod output;
 mod progress;
 mod prove;
 mod serve;
 mod source;
 mod submit;
+mod sync;
 mod verify;
 
 use crate::{
     ledger::At,
+    merkle::note::VerifierKey,
     types::{digest::Digest, submission::Miner},
 };
 
@@ -67,6 +71,8 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Brings a copy of a ledger to its newest or a given state.
+    Sync(sync::SyncArgs),
     /// Checks every claim of a ledger with keys from outside.
     Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
@@ -77,11 +83,15 @@ enum Command {
     Anchor(anchor::AnchorArgs),
     /// Serves the ledger over HTTP.
     Serve(serve::ServeArgs),
+    /// Examines the machine and a ledger's configuration, and says what to mend.
+    Doctor(DoctorArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+    /// Writes the manual: a page for each command.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -217,7 +227,7 @@ enum FormatName {
 
 #[derive(Debug, Args)]
 struct SubmitArgs {
-    /// The ledger.
+    /// The ledger: a directory, or the http or https URL of a server that takes uploads.
     ledger: PathBuf,
     /// The delta: a directory of delta segments, or a gradient file in Templar's layout.
     delta: PathBuf,
@@ -230,6 +240,12 @@ struct SubmitArgs {
     /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// With a URL, a log's verifier key that must have signed the receipt's head [default: those that
+    /// the server's log names].
+    #[arg(long, value_name = "KEY")]
+    log_key: Vec<VerifierKey>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
     #[command(flatten)]
     writer: WriterArgs,
     /// Also writes the receipt to this file.
@@ -515,6 +531,28 @@ struct FsckArgs {
     json: bool,
 }
 
+/// Examines the machine and a ledger's configuration, and says what to mend.
+///
+/// Exits with 0 also after warnings, with 1 if something would make a command fail. The disk is measured
+/// with one file of at most 64 MiB, which is gone however this ends.
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The ledger, or the directory that one is to be made in [default: the machine alone, here].
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The directory for gradledger.1, gradledger-seal.1 and so on; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+}
+
 /// Parses the arguments, runs the command, and gives its exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -536,11 +574,14 @@ pub fn main() -> ExitCode {
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Sync(args) => sync::sync(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
         Command::Serve(args) => serve::serve(args),
+        Command::Doctor(args) => doctor::doctor(args),
+        Command::Man(args) => man::man(&args.out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);

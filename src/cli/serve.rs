@@ -4,23 +4,33 @@ use std::{
     net::{Ipv4Addr, SocketAddr},
     num::{NonZeroU64, NonZeroUsize},
     path::PathBuf,
+    sync::Arc,
     time::Duration,
 };
 
 use clap::{Args, ValueEnum};
 use serde::Serialize;
-use tokio::signal::unix::{SignalKind, signal};
-
-use crate::{
-    http::{Limits, Node, ServeError, Server, hub},
-    ledger::{Ledger, LedgerError},
-    store::{
-        StoreError,
-        config::{Config, MetricsAddress, ServeChoice},
-    },
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    task::JoinSet,
 };
 
-use super::{exit::CliError, output::print};
+use crate::{
+    http::{
+        Limits, Node, ServeError, Server,
+        control::{self, Control},
+        hub,
+        uploads::{self, Door},
+    },
+    ledger::{Ledger, LedgerError, submit::Submitter, uploads::UploadDesk},
+    store::{
+        StoreError,
+        config::{Config, MetricsAddress, ServeChoice, UploadsChoice},
+    },
+    types::{progress::Silent, record::MinersPolicy},
+};
+
+use super::{FoldArgs, WriterArgs, commands::open_writer, exit::CliError, output::print};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8472);
 
@@ -59,6 +69,17 @@ pub struct ServeArgs {
     /// Seconds for open requests when the server ends [default: 30].
     #[arg(long, value_name = "SECONDS", env = "GRADLEDGER_DRAIN_TIMEOUT_S")]
     drain_timeout_s: Option<u64>,
+    /// Takes uploads of miners: the server is the ledger's writer then. `[serve.uploads]` in the
+    /// ledger's gradledger.toml has the limits, and `enabled = true` in place of this flag.
+    #[arg(long)]
+    uploads: bool,
+    /// With uploads, seals the open round every so many seconds [default: when `gradledger seal` says].
+    #[arg(long, value_name = "SECONDS", env = "GRADLEDGER_SEAL_EVERY_S")]
+    seal_every_s: Option<NonZeroU64>,
+    #[command(flatten)]
+    writer: WriterArgs,
+    #[command(flatten)]
+    fold: FoldArgs,
     /// How the log on stderr is written.
     #[arg(long, value_enum, default_value = "text", env = "GRADLEDGER_LOG_FORMAT")]
     log_format: LogFormat,
@@ -88,6 +109,11 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
     let config = Config::load(ledger.place()).map_err(StoreError::from);
     let config = config.map_err(LedgerError::from)?;
     let chosen = config.serve;
+    let desk = if args.uploads || chosen.uploads.enabled {
+        Some(open_desk(args, &chosen.uploads)?)
+    } else {
+        None
+    };
     let node = Node::new(ledger)?;
     let hub = config.hub.enabled.unwrap_or(true).then(|| hub::Worker::start(&node)).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -103,15 +129,78 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
             None => Some(METRICS),
         };
         let server = Server::bind(node, listen, metrics, limits(args, &chosen)).await?;
+        let taking = match &desk {
+            Some((_, desk)) => Some(take_uploads(args, server.node(), desk.clone())?),
+            None => None,
+        };
         let document =
             ServeDocument { listen: server.address(), metrics: server.metrics_address() };
         print(args.json, &document, || format!("listening on http://{}\n", document.listen))?;
         let stop = stop_signal().map_err(ServeError::Start)?;
         server.run(stop).await;
+        drop(taking);
         Ok::<_, CliError>(())
     })?;
     drop(hub);
+    // What blocks ends what it is at; then the logs are closed.
+    drop(runtime);
+    if let Some((submitter, _)) = desk {
+        submitter.finish();
+    }
     Ok(())
+}
+
+/// The writer behind its thread, and the desk before it.
+fn open_desk(
+    args: &ServeArgs,
+    choice: &UploadsChoice,
+) -> Result<(Submitter, Arc<UploadDesk>), CliError> {
+    let mut writer = open_writer(&args.ledger, &args.writer)?;
+    if !matches!(writer.ledger().genesis().miners, MinersPolicy::Hotkeys(_)) {
+        return Err(CliError::NoUploads);
+    }
+    // A late miner asks for its receipt; if there is no index, the log is read for it.
+    if let Err(error) = writer.index(&Silent) {
+        tracing::warn!(%error, "no index");
+    }
+    let ledger = writer.ledger().clone();
+    let submitter = Submitter::start(writer);
+    let desk = UploadDesk::open(&ledger, submitter.handle(), choice.clone())?;
+    Ok((submitter, Arc::new(desk)))
+}
+
+/// What runs beside the server while uploads are taken; ended when it is dropped.
+fn take_uploads(
+    args: &ServeArgs,
+    node: &Arc<Node>,
+    desk: Arc<UploadDesk>,
+) -> Result<JoinSet<()>, CliError> {
+    let path = control::path(&args.ledger);
+    let control = Control::bind(&args.ledger);
+    let control = control.map_err(|source| CliError::Io { path, source })?;
+    let door = Arc::new(Door::new(desk));
+    node.open_uploads(door.clone());
+    let mut beside = JoinSet::new();
+    beside.spawn(uploads::sweep(node.clone(), door.clone()));
+    let (listening, taking) = (node.clone(), door.clone());
+    beside.spawn(async move { control.run(listening, taking).await });
+    if let Some(every) = args.seal_every_s {
+        let every = Duration::from_secs(every.get());
+        beside.spawn(seal_every(node.clone(), door, every, args.fold.threads));
+    }
+    Ok(beside)
+}
+
+async fn seal_every(node: Arc<Node>, door: Arc<Door>, every: Duration, threads: usize) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    ticks.tick().await; // The first is now.
+    loop {
+        ticks.tick().await;
+        if let Err(error) = control::seal_round(&node, &door, None, threads).await {
+            tracing::error!(%error, "the open round was not sealed; it will be tried again");
+        }
+    }
 }
 
 /// Flag or variable, then the ledger's own choice, then the default.

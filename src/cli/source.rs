@@ -55,11 +55,7 @@ impl SourceArgs {
     pub fn place(&self) -> Result<Place, CliError> {
         let path = self.path();
         match url(path) {
-            Some(url) => {
-                let remote = Remote::new(url, &self.proxy.http())?;
-                let root = remote.root().to_owned();
-                Ok(Place { files: Arc::new(remote), root })
-            }
+            Some(url) => served(url, &self.proxy),
             None => Ok(Place::new(Arc::new(Disk), path)),
         }
     }
@@ -67,6 +63,13 @@ impl SourceArgs {
     fn path(&self) -> &Path {
         self.ledger.as_deref().expect("clap asks for it")
     }
+}
+
+/// The files that the server at `url` serves.
+pub fn served(url: &str, proxy: &ProxyArgs) -> Result<Place, CliError> {
+    let remote = Remote::new(url, &proxy.http())?;
+    let root = remote.root().to_owned();
+    Ok(Place { files: Arc::new(remote), root })
 }
 
 /// The URL that a ledger's name is, if it is one.

@@ -12,6 +12,7 @@
 
 pub mod blob;
 pub mod body;
+pub mod control;
 pub mod endpoint;
 pub mod files;
 pub mod health;
@@ -26,12 +27,14 @@ pub mod page;
 pub mod path;
 pub mod problem;
 pub mod proofs;
+pub mod quota;
 pub mod range;
 pub mod rounds;
 pub mod routes;
 pub mod schemas;
 pub mod serve;
 pub mod submissions;
+pub mod uploads;
 pub mod visible;
 
 pub use self::{

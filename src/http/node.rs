@@ -6,11 +6,13 @@
 use std::{
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
+
+use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     blob::Blocks,
@@ -19,6 +21,7 @@ use super::{
     metrics::Metrics,
     problem::Problem,
     submissions::Entries,
+    uploads::Door,
     visible::{Published, Tensors},
 };
 use crate::{
@@ -28,6 +31,12 @@ use crate::{
 
 /// How old a look at the heads may be.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How many requests may read for a document at once.
+const TURNS: usize = 32;
+
+/// How long a request waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A ledger as of its published heads, and what its records make public.
 pub struct Snapshot {
@@ -45,12 +54,14 @@ pub struct Node {
     /// Whether the last look found a ledger that reads.
     reads: AtomicBool,
     draining: AtomicBool,
+    turns: Arc<Semaphore>,
     tensors: Mutex<Tensors>,
     hashes: Mutex<Opened<HashesReader>>,
     deltas: Mutex<Opened<StoredDelta>>,
     entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
     hub: Hub,
+    uploads: OnceLock<Arc<Door>>,
     metrics: Metrics,
 }
 
@@ -73,12 +84,14 @@ impl Node {
             looked: Mutex::new(Instant::now()),
             reads: AtomicBool::new(true),
             draining: AtomicBool::new(false),
+            turns: Arc::new(Semaphore::new(TURNS)),
             tensors: Mutex::default(),
             hashes: Mutex::default(),
             deltas: Mutex::default(),
             entries: Mutex::default(),
             blocks: Arc::default(),
             hub,
+            uploads: OnceLock::new(),
             metrics: Metrics::default(),
         }))
     }
@@ -90,7 +103,8 @@ impl Node {
 
     /// The ledger as it was at most a tenth of a second ago; as it was before if it does not read now.
     pub async fn fresh(self: &Arc<Self>) -> Arc<Snapshot> {
-        let old = lock(&self.looked).elapsed() >= LOOK_EVERY;
+        // Who finds it locked does not wait: somebody is looking already.
+        let old = self.looked.try_lock().is_ok_and(|looked| looked.elapsed() >= LOOK_EVERY);
         if old {
             let node = self.clone();
             // The look itself logs what it could not read.
@@ -143,17 +157,26 @@ impl Node {
         Ok(())
     }
 
-    /// Runs what blocks on a thread for that.
+    /// Runs what blocks on a thread for that, when it is its turn: so that documents, however many are
+    /// asked for, leave threads for bytes on their way.
     ///
     /// # Errors
     ///
-    /// What `work` says; [`Problem`] (500) if it panics.
+    /// What `work` says; [`Problem`] (429) if its turn does not come, (500) if it panics.
     pub async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> Result<T, Problem> + Send + 'static,
     ) -> Result<T, Problem> {
+        let turn = timeout(TURN_TIMEOUT, self.turns.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            return Err(Problem::busy("too many others ask for documents"));
+        };
         let span = tracing::Span::current();
-        let work = move || span.in_scope(work);
+        let work = move || {
+            // It goes on when nobody waits for it any more.
+            let _turn = turn;
+            span.in_scope(work)
+        };
         tokio::task::spawn_blocking(work).await.map_err(Problem::internal)?
     }
 
@@ -175,6 +198,17 @@ impl Node {
     /// The repositories for Hub clients.
     pub fn hub(&self) -> &Hub {
         &self.hub
+    }
+
+    /// Takes uploads from now on; once.
+    pub fn open_uploads(&self, door: Arc<Door>) {
+        // A second door would be to the same ledger.
+        let _ = self.uploads.set(door);
+    }
+
+    /// Where uploads are handed in, if they are taken.
+    pub fn uploads(&self) -> Option<Arc<Door>> {
+        self.uploads.get().cloned()
     }
 
     /// Manifests that are open.

@@ -43,7 +43,7 @@ use super::{
     problem::Problem,
     proofs, rounds,
     serve::Answers,
-    submissions,
+    submissions, uploads,
 };
 
 /// What is sent back, whatever made it.
@@ -65,6 +65,7 @@ pub fn table() -> Vec<Endpoint> {
         proofs::endpoints(),
         log::endpoints(),
         files::endpoints(),
+        uploads::endpoints(),
         hub::endpoints(),
     ];
     let mut table: Vec<Endpoint> = rooms.into_iter().flatten().collect();

@@ -5,7 +5,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -146,6 +146,11 @@ impl Server {
         Ok(Self { listener, address, metrics, node, limits: within_files(limits) })
     }
 
+    /// What it serves.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
@@ -280,7 +285,7 @@ impl Door {
     fn admit(&self, stream: TcpStream, peer: SocketAddr, app: &Arc<impl Answers>) {
         let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
         while inside.try_join_next().is_some() {}
-        match self.place(peer.ip()) {
+        match self.place(home(peer.ip())) {
             Some(place) => {
                 let serving = self.connection(stream, peer, app.clone());
                 inside.spawn(async move {
@@ -348,6 +353,14 @@ impl Door {
     }
 }
 
+/// What counts as one address: of IPv6 the first half, since a host has all of the other.
+fn home(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64).into(),
+        v4 => v4,
+    }
+}
+
 /// Tells one too many to come again, and reads what it sent: else it might not see the answer.
 async fn refuse(mut stream: TcpStream) -> io::Result<()> {
     stream.write_all(REFUSAL).await?;
@@ -360,6 +373,16 @@ async fn refuse(mut stream: TcpStream) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_host_is_one_address() {
+        let of = |text: &str| home(text.parse().unwrap()).to_string();
+        assert_eq!(of("2001:db8:1:2:3:4:5:6"), "2001:db8:1:2::");
+        assert_eq!(
+            (of("::ffff:192.0.2.7"), of("192.0.2.7")),
+            ("192.0.2.7".into(), "192.0.2.7".into())
+        );
+    }
 
     #[test]
     fn the_refusal_has_the_length_it_says() {

@@ -11,6 +11,7 @@ pub mod anchor;
 pub mod anchored;
 pub mod check;
 pub mod diff;
+pub mod doctor;
 pub mod fsck;
 pub mod gc;
 pub mod hub;

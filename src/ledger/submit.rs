@@ -312,6 +312,7 @@ type Task = Box<dyn FnOnce(&mut LedgerWriter) + Send>;
 enum Job {
     Submit(Box<Request>),
     Task(Task),
+    End,
 }
 
 /// Appends statements for any number of clients, many in one commit.
@@ -342,13 +343,14 @@ impl Submitter {
         SubmitHandle { requests: self.requests.clone() }
     }
 
-    /// Answers what was handed in and gives the ledger back. Handles must be gone.
+    /// Answers what was handed in and gives the ledger back. What is handed in later is not taken.
     ///
     /// # Panics
     ///
     /// If the submitter's thread did.
     pub fn finish(self) -> LedgerWriter {
-        drop(self.requests);
+        // If it has ended by itself, joining says why.
+        let _ = self.requests.send(Job::End);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
@@ -405,12 +407,16 @@ fn serve(mut writer: LedgerWriter, jobs: &Receiver<Job>) -> LedgerWriter {
             next = (batch.len() < BATCH_MAX).then(|| jobs.try_recv().ok()).flatten();
         }
         answer_batch(&mut writer, &mut known, batch);
-        if let Some(Job::Task(task)) = next {
-            let size = writer.ledger().submissions_log().size();
-            task(&mut writer);
-            if writer.ledger().submissions_log().size() != size {
-                known = Known::default();
+        match next {
+            Some(Job::Task(task)) => {
+                let size = writer.ledger().submissions_log().size();
+                task(&mut writer);
+                if writer.ledger().submissions_log().size() != size {
+                    known = Known::default();
+                }
             }
+            Some(Job::End) => break,
+            Some(Job::Submit(_)) | None => {}
         }
     }
     writer

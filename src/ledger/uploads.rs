@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Condvar, Mutex, MutexGuard,
+        Arc, Mutex, MutexGuard,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -45,9 +45,6 @@ use super::{
     seal::{FoldOptions, SealReport, seal},
     submit::{SignedStatement, Standing, SubmitHandle, open_round, standing},
 };
-
-/// Admissions at once: each hashes, checks and writes a whole delta.
-const ADMISSIONS_MAX: usize = 2;
 
 /// Parts of one upload that may arrive at once.
 const ARRIVING_MAX: usize = 8;
@@ -197,7 +194,6 @@ pub struct UploadDesk {
     submitter: SubmitHandle,
     uploads: Mutex<BTreeMap<Digest, Arc<Upload>>>,
     sealing: Mutex<Option<u64>>,
-    admissions: Slots,
     /// For the names of files under way.
     numbers: AtomicU64,
 }
@@ -226,7 +222,6 @@ impl UploadDesk {
             submitter,
             uploads: Mutex::default(),
             sealing: Mutex::default(),
-            admissions: Slots::new(ADMISSIONS_MAX),
             numbers: AtomicU64::new(0),
         };
         for id in UploadDir::all(&desk.place)? {
@@ -518,50 +513,50 @@ impl UploadDesk {
         Ok(receiving)
     }
 
-    /// Makes the upload a submission, and gives its receipt as JSON; the same again gives the same.
+    /// Takes the hotkey's word that the upload is whole; what is left to do takes as long as reading and
+    /// writing the delta.
     ///
-    /// `hotkey` signed the request, whose signature of the statement enters the log.
+    /// `hotkey` signed the request, whose signature of the statement enters the log. The same again
+    /// gives the same receipt.
     ///
     /// # Errors
     ///
     /// [`UploadError`] says what is missing, or why it is refused.
     pub fn commit(
-        &self,
+        self: &Arc<Self>,
         id: Digest,
         request: &UploadRequest,
         hotkey: Digest,
-    ) -> Result<Vec<u8>, UploadError> {
+    ) -> Result<Commit, UploadError> {
         let statement = self.statement(request, hotkey)?;
-        let other = |upload: &Arc<Upload>| upload.record.delta != request.delta;
-        if statement.id() != id || self.find(id).is_ok_and(|upload| other(&upload)) {
+        let other = |upload: Arc<Upload>| upload.record.delta != request.delta;
+        if statement.id() != id || self.find(id).is_ok_and(other) {
             return Err(UploadError::Other { expected: id, found: statement.id() });
         }
-        let signature = request.signature.map(|signature| signature.0).unwrap_or([0; 64]);
+        let signature = request.signature.map_or([0; 64], |signature| signature.0);
         if let Err(error) = statement.verify(&signature) {
             let want = "the hotkey's signature of the statement";
             let refusal = Refusal::new(Code::BadSignature, None, want, error.to_string());
             return Err(UploadError::Refused(refusal));
         }
-        let signed =
-            |refused| SignedStatement { statement, signature, delta: request.delta, refused };
         self.check_not_sealing()?;
-        let (upload, _committing) = match self.find(id).and_then(begin_commit) {
-            Ok(Begun::Receipt(receipt)) => return Ok(receipt),
-            Ok(Begun::Now(committing)) => (committing.0.clone(), committing),
+        let submission =
+            SignedStatement { statement, signature, delta: request.delta, refused: None };
+        match self.find(id).and_then(begin_commit) {
+            Ok(Begun::Receipt(receipt)) => Ok(Commit::Done(receipt)),
+            Ok(Begun::Now(committing)) => {
+                Ok(Commit::Pending(Pending { desk: self.clone(), committing, submission }))
+            }
             // Its bytes are gone, but what was logged stays: the answer may have been lost.
             Err(error @ (UploadError::Unknown { .. } | UploadError::Incomplete { .. })) => {
                 let logged = self.submitter.with(move |writer| standing(writer, &statement))?;
                 if logged != Standing::Logged {
                     return Err(error);
                 }
-                return self.append(signed(None));
+                self.append(submission).map(Commit::Done)
             }
-            Err(error) => return Err(error),
-        };
-        let receipt = self.append(signed(self.admit(&upload)?))?;
-        upload.dir.settle(&receipt)?;
-        upload.state().arrived = Arrived { receipt: Some(receipt.clone()), ..Arrived::default() };
-        Ok(receipt)
+            Err(error) => Err(error),
+        }
     }
 
     fn append(&self, submission: SignedStatement) -> Result<Vec<u8>, UploadError> {
@@ -571,7 +566,6 @@ impl UploadDesk {
 
     /// Checks and stores the delta; gives what is wrong with its values.
     fn admit(&self, upload: &Upload) -> Result<Option<Refusal>, UploadError> {
-        let _slot = self.admissions.take();
         self.check_free(upload.record.delta.bytes)?;
         let expected =
             Expected { layout: &self.layout, rule: &self.rule, round: upload.record.round };
@@ -644,6 +638,38 @@ impl UploadDesk {
                     || state.touched.elapsed() > Duration::from_secs(self.choice.expire_s)
             }
         }
+    }
+}
+
+/// What a commit comes to.
+pub enum Commit {
+    /// This receipt, as JSON.
+    Done(Vec<u8>),
+    /// A receipt once the delta is in its place.
+    Pending(Pending),
+}
+
+/// A commit that is under way: no other of its upload is, until this is dropped.
+pub struct Pending {
+    desk: Arc<UploadDesk>,
+    committing: Committing,
+    submission: SignedStatement,
+}
+
+impl Pending {
+    /// Admits the delta, appends its statement, and gives the receipt as JSON: all of it is durable then.
+    ///
+    /// # Errors
+    ///
+    /// [`UploadError`]: what was stored is damaged, the round is over by now, the disk fails.
+    pub fn run(self) -> Result<Vec<u8>, UploadError> {
+        let Self { desk, committing: Committing(ref upload), submission } = self;
+        let refused = desk.admit(upload)?;
+        let receipt = desk.append(SignedStatement { refused, ..submission })?;
+        upload.dir.settle(&receipt)?;
+        let receipts = Arrived { receipt: Some(receipt.clone()), ..Arrived::default() };
+        upload.state().arrived = receipts;
+        Ok(receipt)
     }
 }
 
@@ -727,34 +753,5 @@ impl Drop for Receiving {
         let mut state = self.upload.state();
         state.arriving -= 1;
         state.touched = Instant::now();
-    }
-}
-
-/// A number of places; whoever finds none waits.
-struct Slots {
-    free: Mutex<usize>,
-    changed: Condvar,
-}
-
-impl Slots {
-    fn new(count: usize) -> Self {
-        Self { free: Mutex::new(count), changed: Condvar::new() }
-    }
-
-    fn take(&self) -> Slot<'_> {
-        let free = self.free.lock().expect("no panic while it is held");
-        let mut free =
-            self.changed.wait_while(free, |free| *free == 0).expect("no panic while it is held");
-        *free -= 1;
-        Slot(self)
-    }
-}
-
-struct Slot<'s>(&'s Slots);
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        *self.0.free.lock().expect("no panic while it is held") += 1;
-        self.0.changed.notify_one();
     }
 }

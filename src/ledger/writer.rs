@@ -249,7 +249,7 @@ impl LogSigners {
 }
 
 /// The signers whose turn it is.
-fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, LedgerError> {
+pub(super) fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, LedgerError> {
     let (place, chain) = (ledger.place(), ledger.keys());
     let path = key_file.map_or_else(|| place.log_key(chain.rotations()), Path::to_owned);
     let seed = keys::load(&*place.files, &path).map_err(StoreError::from)?;

@@ -13,7 +13,10 @@ use std::{
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{files::read_whole, hub::RepositoryName, place::Place};
-use crate::{codec::ss58, types::digest::Digest};
+use crate::{
+    codec::{parts::PART_BYTES_MAX, ss58},
+    types::{digest::Digest, manifest::PIECE_BYTES},
+};
 
 /// Largest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
@@ -112,10 +115,13 @@ impl<'de> Deserialize<'de> for MetricsAddress {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct UploadsChoice {
+    /// Whether uploads are taken; then the server is the ledger's writer.
+    pub enabled: bool,
     /// Of the hotkeys that the genesis lists, those who may upload; all if it is not there. SS58 or 64
     /// hex digits.
     pub hotkeys: Option<Vec<Hotkey>>,
     /// What deltas are cut by, in bytes: 65,536 to 67,108,864.
+    #[serde(deserialize_with = "part_bytes")]
     pub part_bytes: u64,
     /// Uploads under way of one hotkey, at most.
     pub uploads_per_hotkey: usize,
@@ -134,6 +140,7 @@ pub struct UploadsChoice {
 impl Default for UploadsChoice {
     fn default() -> Self {
         Self {
+            enabled: false,
             hotkeys: None,
             part_bytes: 16 << 20,
             uploads_per_hotkey: 2,
@@ -144,6 +151,14 @@ impl Default for UploadsChoice {
             disk_reserve_bytes: 4 << 30,
         }
     }
+}
+
+fn part_bytes<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let bytes = u64::deserialize(deserializer)?;
+    if (PIECE_BYTES..=PART_BYTES_MAX).contains(&bytes) {
+        return Ok(bytes);
+    }
+    Err(D::Error::custom(format!("part_bytes is {PIECE_BYTES} to {PART_BYTES_MAX}")))
 }
 
 /// A hotkey as an operator writes it.

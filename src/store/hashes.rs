@@ -169,6 +169,26 @@ impl HashesWriter {
     }
 }
 
+/// Copies the hashes that `from` has to their place below `ledger`, durably; every digest is checked on
+/// the way. `tmp` is a place for the file under way.
+///
+/// # Errors
+///
+/// [`HashesError`] names what does not fit.
+pub fn copy(
+    from: &HashesReader,
+    files: &dyn Files,
+    ledger: &Path,
+    tmp: &Path,
+) -> Result<PathBuf, HashesError> {
+    let mut writer = HashesWriter::create(files, tmp)?;
+    for (at, Descriptor { group, name, .. }) in from.manifest().descriptors().iter().enumerate() {
+        writer.artifact(group, name, &from.digests(at)?)?;
+    }
+    writer.finish(from.manifest())?;
+    commit(files, ledger, tmp, manifest_id(from.manifest()).root)
+}
+
 /// Moves a finished file to its place below `ledger`, durably; returns the place.
 ///
 /// # Errors

@@ -12,6 +12,7 @@ pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;
+pub mod machine;
 pub mod open_round;
 pub mod place;
 pub mod quarantine;
@@ -138,6 +139,11 @@ impl StoreError {
                 error.raw_os_error().is_none() && !RemoteError::is_behind(error)
             }),
         }
+    }
+
+    /// Whether a server did not answer, or not as asked.
+    pub fn is_unanswered(&self) -> bool {
+        self.io().is_some_and(RemoteError::is_behind)
     }
 
     /// Whether the disk is full.

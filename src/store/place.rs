@@ -98,6 +98,11 @@ impl Place {
         self.root.join("index")
     }
 
+    /// What a copy of somebody else's ledger has under way.
+    pub fn sync(&self) -> PathBuf {
+        self.root.join("sync")
+    }
+
     /// Uploads under way, a directory each.
     pub fn uploads(&self) -> PathBuf {
         self.root.join("uploads")

@@ -26,7 +26,7 @@ use gradledger::{
         rotate::rotate_key,
         seal::{FoldOptions, seal},
         submit::{Known, Receipt, Submitter, open_round, statement_of, submit_batch},
-        uploads::{UploadDesk, UploadError},
+        uploads::{Commit, UploadDesk, UploadError},
         writer::LedgerWriter,
     },
     merkle::head::TreeHead,
@@ -403,8 +403,12 @@ impl Fixture {
             assert!(!left.contains(&part), "{part:?} was acknowledged");
         }
         request.signature = Some(SignatureHex(self.signatures.of(&statement, number)));
-        let receipt = desk.commit(id, &request, hotkey)?;
-        assert_eq!(desk.commit(id, &request, hotkey)?, receipt, "the same receipt again");
+        let commit = || match desk.commit(id, &request, hotkey)? {
+            Commit::Done(receipt) => Ok(receipt),
+            Commit::Pending(pending) => pending.run(),
+        };
+        let receipt = commit()?;
+        assert_eq!(commit()?, receipt, "the same receipt again");
         let receipt = serde_json::from_slice(&receipt).expect("a receipt");
         Ok(vec![Fact::Receipt(Box::new(receipt))])
     }

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+pub mod desk;
 pub mod gradient;
 pub mod ledger;
 pub mod memfs;

@@ -203,7 +203,7 @@ impl Shared {
         let place = self.root.join(&asked.path);
         if !inside || private.contains(&first) || asked.path.starts_with('/') {
             self.say(stream, 404, &[], b"")?;
-        } else if asked.path.ends_with('/') {
+        } else if asked.path.is_empty() || asked.path.ends_with('/') {
             self.list(stream, &asked, &place, query)?;
         } else if place.is_file() {
             return self.file(stream, head, &asked, &act, &place);

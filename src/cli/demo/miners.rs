@@ -190,7 +190,8 @@ pub fn submit_as(
     round: u64,
     base: ManifestId,
 ) -> Result<Answer, CliError> {
-    let (delta, refused) = match admit_delta(writer, delta, round) {
+    let (delta, refused) = match admit_delta(writer.ledger(), writer.ledger().place(), delta, round)
+    {
         Err(CliError::Refused(refusal)) => return Ok(Err(refusal)),
         admitted => admitted?,
     };

@@ -18,9 +18,10 @@ use std::{fs, path::Path};
 
 use self::{
     miners::{TEXT, io},
-    model::Random,
+    model::{Model, Random},
+    proof::{Proof, Tampering},
     report::{DemoReport, MinerLine, commands, text},
-    run::{ROUNDS, Run},
+    run::{Course, ROUNDS, Run},
     story::Story,
 };
 use super::{DemoArgs, exit::CliError, output::print};
@@ -31,6 +32,9 @@ const FALL_MIN: f64 = 0.25;
 
 /// What the model is asked to go on from.
 const PROMPT: &str = "Licensor";
+
+/// How many bytes it writes.
+const WRITTEN_BYTES: usize = 160;
 
 pub fn demo(args: &DemoArgs, progress: &dyn Progress) -> Result<(), CliError> {
     let dir = &args.dir;
@@ -44,16 +48,12 @@ pub fn demo(args: &DemoArgs, progress: &dyn Progress) -> Result<(), CliError> {
 fn play(args: &DemoArgs, story: &Story<'_>) -> Result<DemoReport, CliError> {
     let dir = &args.dir;
     let mut run = Run::start(dir, args.steps, story)?;
-    let first = run.model()?;
-    let loss_first = train::loss(&first, TEXT.as_bytes());
-    let write = |model: &model::Model| written(&model.write(PROMPT, 60, &mut Random(3)));
-    let wrote_first = write(&first);
+    let (first, loss_first, wrote_first) = look(&run)?;
     story.opening(first.parameters(), args.steps);
-    story.wrote("untrained", &wrote_first);
-    let course = run.all()?;
-    let wrote_last = write(&run.model()?);
-    story.wrote("now", &wrote_last);
-    let loss_last = course.rounds.last().map_or(loss_first, |line| line.loss);
+    story.wrote("Untrained", &wrote_first);
+    let course = run.all(loss_first)?;
+    let (_, loss_last, wrote_last) = look(&run)?;
+    story.wrote("Now", &wrote_last);
     if loss_last > (1.0 - FALL_MIN) * loss_first {
         return Err(CliError::Demo(format!("the loss went from {loss_first} to {loss_last}")));
     }
@@ -62,23 +62,8 @@ fn play(args: &DemoArgs, story: &Story<'_>) -> Result<DemoReport, CliError> {
         run.names().map(|(name, hotkey)| MinerLine { name, hotkey }).collect();
     // The ledger is let go of: what follows only reads it.
     drop(run);
-    let ledger = Ledger::open(&dir.join("ledger"))?;
-    story.say("");
-    let replayed = proof::replay_all(&ledger, ROUNDS)?;
-    story.say(&format!(
-        "replay    all {replayed} rounds folded again from the genesis: every root is equal"
-    ));
-    let (round, receipt) = course.receipt.ok_or_else(|| CliError::Demo("no receipt".to_owned()))?;
-    let proof = proof::prove_receipt(&ledger, dir, (round, cheats::COPIED, &receipt))?;
-    story.say(&format!(
-        "prove     {} proves with {} and no ledger that the delta of round {round} was {0}'s, and was first",
-        proof.miner,
-        super::output::size(proof.bundle_bytes)
-    ));
-    let tampering = proof::tamper(&ledger, dir)?;
-    story.say("tamper    one bit of a copy is flipped; an audit finds it:");
-    story.say(&format!("          {}", tampering.found));
-    let mut report = DemoReport {
+    let (replayed, proof, tampering) = check(dir, &course, story)?;
+    let report = DemoReport {
         ledger: dir.join("ledger"),
         plot: dir.join("demo.svg"),
         parameters: first.parameters(),
@@ -92,13 +77,38 @@ fn play(args: &DemoArgs, story: &Story<'_>) -> Result<DemoReport, CliError> {
         refusals: course.refusals,
         copies: course.copies,
         replayed,
+        commands: commands(dir, &proof.log_keys),
         proof,
         tampering,
-        commands: Vec::new(),
     };
-    report.commands = commands(dir, &report.proof.log_keys);
     leave_files(dir, &report)?;
     Ok(report)
+}
+
+/// The newest model, its loss over the whole text, and what it writes.
+fn look(run: &Run<'_>) -> Result<(Model, f64, String), CliError> {
+    let model = run.model()?;
+    let loss = train::loss(&model, TEXT.as_bytes());
+    let wrote = written(&model.write(PROMPT, WRITTEN_BYTES, &mut Random(3)));
+    Ok((model, loss, wrote))
+}
+
+/// What the ledger is for, done with the finished one.
+fn check(
+    dir: &Path,
+    course: &Course,
+    story: &Story<'_>,
+) -> Result<(usize, Proof, Tampering), CliError> {
+    let ledger = Ledger::open(&dir.join("ledger"))?;
+    let replayed = proof::replay_all(&ledger, ROUNDS)?;
+    story.replayed(replayed);
+    let receipt = course.receipt.as_ref();
+    let (round, receipt) = receipt.ok_or_else(|| CliError::Demo("no receipt".to_owned()))?;
+    let proof = proof::prove_receipt(&ledger, dir, (*round, cheats::COPIED, receipt))?;
+    story.proved(&proof);
+    let tampering = proof::tamper(&ledger, dir)?;
+    story.tampered(&tampering);
+    Ok((replayed, proof, tampering))
 }
 
 /// The picture, the views, and who is who.

@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     path::{Path, PathBuf},
-    sync::Arc,
 };
 
 use serde::Serialize;
@@ -13,18 +12,18 @@ use crate::{
     audit::{
         checks::{Verdict, verdict},
         prove::{Target, prove},
-        run::{AuditOptions, audit},
         trust::Trust,
         verify::verify,
     },
     ledger::{
         Ledger, LedgerError,
+        fsck::fsck,
         replay::{ReplayOptions, replay},
         seal::FoldOptions,
         submit::Receipt,
     },
     merkle::{note::VerifierKey, policy::Policy},
-    store::{files::Disk, segment::place},
+    store::{StoreError, segment::place},
     types::{
         manifest::{PIECE_BYTES, group},
         progress::Silent,
@@ -50,16 +49,16 @@ pub struct Proof {
     pub log_keys: Vec<String>,
 }
 
-/// A bit that was changed in a copy, and what an audit made of it.
+/// A bit that was changed in a copy, and what `fsck` made of it.
 #[derive(Serialize)]
 pub struct Tampering {
     pub copy: PathBuf,
     /// Where the bit was.
     pub tensor: &'static str,
     pub piece: u64,
-    /// What the audit named.
-    pub found_tensor: Option<String>,
-    pub found_piece: Option<u64>,
+    /// What `fsck` named.
+    pub found_in: String,
+    pub found_piece: u64,
     pub found: String,
 }
 
@@ -102,7 +101,7 @@ pub fn prove_receipt(
     Ok(Proof { bundle, bundle_bytes, round, miner, index: receipt.index, passed, log_keys })
 }
 
-/// Copies the ledger, flips one bit of the newest state, and gives what an audit says.
+/// Copies the ledger, flips one bit of the newest state, and gives what `fsck` says.
 pub fn tamper(ledger: &Ledger, dir: &Path) -> Result<Tampering, CliError> {
     let copy = dir.join("tampered");
     copy_all(&ledger.place().root, &copy)?;
@@ -114,19 +113,16 @@ pub fn tamper(ledger: &Ledger, dir: &Path) -> Result<Tampering, CliError> {
     // The second page of the file holds the second piece; a page's header takes some 20 bytes.
     bytes[PIECE_BYTES as usize + 1000] ^= 1;
     fs::write(&path, bytes).map_err(io(&path))?;
-    let options = AuditOptions::default();
-    let report = audit(Arc::new(Disk), &copy, &options, &trust(&log_keys(ledger)), &Silent)?;
-    let mut findings = report.checks.into_iter().flat_map(|line| line.findings);
-    let found = findings.find(|finding| finding.piece.is_some());
-    let found = found.ok_or_else(|| CliError::Demo("nothing found the flipped bit".to_owned()))?;
-    Ok(Tampering {
-        copy,
-        tensor: TAMPERED,
-        piece: 1,
-        found_tensor: found.tensor,
-        found_piece: found.piece,
-        found: found.text,
-    })
+    let found = match fsck(&Ledger::open(&copy)?, FoldOptions::default(), &Silent) {
+        Ok(_) => return Err(CliError::Demo("nothing found the flipped bit".to_owned())),
+        Err(found) => found,
+    };
+    let text = found.to_string();
+    let LedgerError::Store(StoreError::Piece { what, piece, .. }) = found else {
+        return Err(CliError::Demo(format!("the flipped bit is not named by its piece: {text}")));
+    };
+    let (tensor, found_in, found_piece) = (TAMPERED, what, piece);
+    Ok(Tampering { copy, tensor, piece: 1, found_in, found_piece, found: text })
 }
 
 fn copy_all(from: &Path, to: &Path) -> Result<(), CliError> {

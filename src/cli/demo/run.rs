@@ -133,10 +133,10 @@ impl<'a> Run<'a> {
         read_state(self.writer.ledger(), self.writer.ledger().newest())
     }
 
-    /// All rounds, one after the other.
-    pub fn all(&mut self) -> Result<Course, CliError> {
+    /// All rounds, one after the other, from a model with this loss.
+    pub fn all(&mut self, loss_first: f64) -> Result<Course, CliError> {
         let mut course = Course::default();
-        let mut before = loss(&self.model()?, TEXT.as_bytes());
+        let mut before = loss_first;
         for round in 1..=ROUNDS {
             self.round(round, before, &mut course)?;
             before = course.rounds.last().map_or(before, |line| line.loss);

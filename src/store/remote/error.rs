@@ -49,7 +49,7 @@ impl RemoteError {
     }
 
     /// Whether the same question may be answered if it is asked again.
-    pub(super) fn is_passing(&self) -> bool {
+    pub fn is_passing(&self) -> bool {
         match self {
             Self::Unreachable { .. } | Self::Cut { .. } | Self::Slow { .. } => true,
             Self::Refused { status, .. } => matches!(status, 429 | 500 | 502 | 503 | 504),

@@ -14,15 +14,15 @@ use std::{
 use reqwest::{
     Method, Proxy, StatusCode, Url,
     blocking::{Client, Response},
-    header::{
-        ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, IF_MATCH, LOCATION, RANGE,
-        RETRY_AFTER,
-    },
+    header::{ACCEPT_ENCODING, ETAG, IF_MATCH, LOCATION, RANGE, RETRY_AFTER},
     redirect::Policy,
 };
 use serde::Deserialize;
 
-use super::error::RemoteError;
+use super::{
+    error::RemoteError,
+    range::{Wanted, header, said},
+};
 
 /// Where a server has a ledger's files.
 const FILES: &str = "v1/files";
@@ -79,61 +79,15 @@ pub(super) struct Found {
     pub(super) etag: Option<String>,
 }
 
-/// Which bytes of a file are asked for.
-enum Wanted {
-    Exactly(Range<u64>),
-    First(u64),
-    Last(u64),
-}
-
-impl Wanted {
-    fn header(&self) -> String {
-        match self {
-            Self::Exactly(Range { start, end }) => format!("bytes={start}-{}", end - 1),
-            Self::First(bytes) => format!("bytes=0-{}", bytes - 1),
-            Self::Last(bytes) => format!("bytes=-{bytes}"),
-        }
-    }
-
-    /// What that is of a file of so many bytes.
-    fn of(&self, whole: u64) -> Range<u64> {
-        match *self {
-            Self::Exactly(Range { start, end }) => start..end,
-            Self::First(bytes) => 0..bytes.min(whole),
-            Self::Last(bytes) => whole.saturating_sub(bytes)..whole,
-        }
-    }
-
-    /// The bytes that an answer has and the length of the file, if that is what was asked for.
-    fn answer(&self, answer: &Response) -> Option<(Range<u64>, u64)> {
-        match answer.status() {
-            StatusCode::PARTIAL_CONTENT => {
-                answered(answer).filter(|(part, whole)| *part == self.of(*whole))
-            }
-            // A server may send all of a file that was asked for whole.
-            StatusCode::OK => {
-                let whole = length(answer.headers())?;
-                (self.of(whole) == (0..whole)).then_some((0..whole, whole))
-            }
-            // A file without bytes has no range.
-            StatusCode::RANGE_NOT_SATISFIABLE if !matches!(self, Self::Exactly(_)) => {
-                let empty = header(answer.headers(), &CONTENT_RANGE) == "bytes */0";
-                empty.then_some((0..0, 0))
-            }
-            _ => None,
-        }
-    }
-}
-
 /// One server.
 pub struct Http {
-    client: Client,
+    pub(super) client: Client,
     /// As it was given.
     url: String,
     /// Where the files are, without a slash at the end.
     base: Url,
     options: HttpOptions,
-    requests: AtomicU64,
+    pub(super) requests: AtomicU64,
     bytes: AtomicU64,
 }
 
@@ -177,7 +131,9 @@ impl Http {
 
     fn address(&self, path: &str) -> Url {
         let mut url = self.base.clone();
-        url.path_segments_mut().expect("http has paths").extend(path.split('/'));
+        if !path.is_empty() {
+            url.path_segments_mut().expect("http has paths").extend(path.split('/'));
+        }
         url
     }
 
@@ -386,7 +342,7 @@ impl Http {
     }
 }
 
-fn parse(url: &str) -> Result<Url, RemoteError> {
+pub(super) fn parse(url: &str) -> Result<Url, RemoteError> {
     let wrong = |reason| RemoteError::Url { url: url.to_owned(), reason };
     let parsed = Url::parse(url).map_err(|_| wrong("it cannot be read as one"))?;
     if !matches!(parsed.scheme(), "http" | "https") {
@@ -428,7 +384,7 @@ fn client(base: &Url, options: &HttpOptions) -> Result<Client, RemoteError> {
     builder.build().map_err(|source| RemoteError::Client { source })
 }
 
-fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
+pub(super) fn unreachable(url: &Url, source: reqwest::Error) -> RemoteError {
     RemoteError::Unreachable { url: url.to_string(), source: source.without_url() }
 }
 
@@ -445,35 +401,5 @@ fn refused(url: &Url, answer: &Response) -> RemoteError {
             RemoteError::Redirect { url, to: header(answer.headers(), &LOCATION).to_owned() }
         }
         (status, _) => RemoteError::Refused { url, status: status.as_u16() },
-    }
-}
-
-/// A header's text; nothing where it is not there, twice, or no text.
-fn header<'a>(headers: &'a HeaderMap, name: &reqwest::header::HeaderName) -> &'a str {
-    let mut all = headers.get_all(name).iter();
-    match (all.next(), all.next()) {
-        (Some(value), None) => value.to_str().unwrap_or_default(),
-        _ => "",
-    }
-}
-
-fn length(headers: &HeaderMap) -> Option<u64> {
-    header(headers, &CONTENT_LENGTH).parse().ok()
-}
-
-/// The bytes that a partial answer says it has, and the length of the whole.
-fn answered(answer: &Response) -> Option<(Range<u64>, u64)> {
-    let text = header(answer.headers(), &CONTENT_RANGE).strip_prefix("bytes ")?;
-    let (range, whole) = text.split_once('/')?;
-    let (first, last) = range.split_once('-')?;
-    let (first, last): (u64, u64) = (first.parse().ok()?, last.parse().ok()?);
-    let whole = whole.parse().ok()?;
-    (first <= last && last < whole).then_some((first..last + 1, whole))
-}
-
-fn said(answer: &Response) -> String {
-    match header(answer.headers(), &CONTENT_RANGE) {
-        "" => format!("status {}", answer.status().as_u16()),
-        range => range.escape_debug().to_string(),
     }
 }

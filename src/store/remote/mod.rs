@@ -14,6 +14,8 @@
 mod cache;
 mod error;
 mod http;
+mod range;
+mod send;
 
 use std::{
     collections::HashMap,
@@ -29,6 +31,7 @@ use self::{
 pub use self::{
     error::RemoteError,
     http::{Http, HttpOptions, Traffic},
+    send::{Question, Sent},
 };
 use super::files::{Disk, Files, ReadFile, WriteFile};
 
@@ -42,7 +45,10 @@ const RUN_BLOCKS: u64 = 64;
 const FILES_MAX: usize = 1 << 16;
 
 /// Bytes at the end of a segment that are fetched to find its footer.
-const TAIL_BYTES: u64 = 8 << 10;
+const TAIL_BYTES: u64 = 4 << 10;
+
+/// How far before them the page indexes may start that are then fetched in one go.
+const TAIL_BYTES_MAX: u64 = 4 << 20;
 
 /// As [`TAIL_BYTES`], of a delta's books, which are small and wanted whole.
 const BOOKS_TAIL_BYTES: u64 = 1 << 20;
@@ -228,12 +234,12 @@ impl Open {
     }
 }
 
-/// A file of which nothing is kept but its end.
+/// A file of which nothing is kept but its end, where a segment has its footer and its page indexes.
 struct Spared {
     shared: Arc<Shared>,
     path: String,
     bytes: u64,
-    tail: Vec<u8>,
+    tail: Mutex<Vec<u8>>,
 }
 
 impl ReadFile for Spared {
@@ -249,11 +255,20 @@ impl ReadFile for Spared {
         if buffer.is_empty() {
             return Ok(());
         }
-        if let Some(at) = offset.checked_sub(self.bytes - self.tail.len() as u64) {
-            buffer.copy_from_slice(&self.tail[at as usize..][..buffer.len()]);
+        let mut tail = lock(&self.tail);
+        let tail_at = self.bytes - tail.len() as u64;
+        if offset < tail_at && self.bytes - offset > TAIL_BYTES_MAX {
+            drop(tail);
+            buffer.copy_from_slice(&self.shared.http.range(&self.path, offset..end, None)?.bytes);
             return Ok(());
         }
-        buffer.copy_from_slice(&self.shared.http.range(&self.path, offset..end, None)?.bytes);
+        if offset < tail_at {
+            let mut longer = self.shared.http.range(&self.path, offset..tail_at, None)?.bytes;
+            longer.extend_from_slice(&tail);
+            *tail = longer;
+        }
+        let at = offset.saturating_sub(self.bytes - tail.len() as u64) as usize;
+        buffer.copy_from_slice(&tail[at..][..buffer.len()]);
         Ok(())
     }
 }
@@ -284,6 +299,7 @@ impl Files for Remote {
             let books = relative.ends_with("/books.parquet");
             let tail_bytes = if books { BOOKS_TAIL_BYTES } else { TAIL_BYTES };
             let Found { bytes: tail, whole, .. } = shared.http.end(&relative, tail_bytes)?;
+            let tail = Mutex::new(tail);
             return Ok(Arc::new(Spared { shared, path: relative, bytes: whole, tail }));
         }
         let file = self.find(path)?;
