@@ -30,7 +30,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("hyper_util", &["http/"]),
     ("http_body_util", &["http/"]),
     ("prometheus_client", &["http/metrics.rs"]),
-    ("tracing", &["http/", "ledger/submit.rs"]),
+    ("tracing", &["http/", "ledger/submit.rs", "cli/serve.rs"]),
     ("tracing_subscriber", &["cli/serve.rs"]),
     (
         "gradledger_anchor",
