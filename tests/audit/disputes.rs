@@ -216,7 +216,7 @@ fn both_verifiers_fold_what_any_rule_folds() {
         }
         let frozen = prove(&run.open(), &Target::Fold(1, 3, 0), Vec::new(), &Silent);
         assert!(frozen.is_err());
-        let own: Vec<_> = all.drain(..).collect();
+        let own: Vec<_> = std::mem::take(&mut all);
         agree(&own, rounds_key(&run));
     }
     // The native rule: one that is folded, one refused, one a copy.

@@ -250,7 +250,7 @@ mod tests {
         let mut model = Model::random(7);
         let gradient = model.gradient(TEXT, &starts);
         let (mut random, step) = (Random(3), 1.0 / 1024.0);
-        for tensor in 0..TENSORS.len() {
+        for (tensor, (name, ..)) in TENSORS.iter().enumerate() {
             // The largest, which must not be missed, and some at random.
             let slopes = gradient.tensors()[tensor].clone();
             let largest =
@@ -266,7 +266,7 @@ mod tests {
                 let [below, here, above] = [-step, 0.0, step].map(&mut at_offset);
                 let (left, right) =
                     ((here - below) / f64::from(step), (above - here) / f64::from(step));
-                let (name, found) = (TENSORS[tensor].0, f64::from(slopes[at]));
+                let found = f64::from(slopes[at]);
                 // Where a unit turns on or off the slope has a step, and lies between the two sides.
                 let error = 1e-4 + 0.01 * found.abs();
                 let between = left.min(right) - error..left.max(right) + error;

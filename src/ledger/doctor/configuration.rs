@@ -145,7 +145,7 @@ fn room(ledger: &Ledger) -> Examined {
     let mend = "free space, run `gradledger gc`, or let it keep fewer states";
     let status = match rounds {
         0 => Status::Failure,
-        ..ROUNDS_OF_ROOM_MIN => Status::Warning,
+        1..ROUNDS_OF_ROOM_MIN => Status::Warning,
         _ => return Examined::ok("room", found),
     };
     Examined::bad("room", status, found, mend)

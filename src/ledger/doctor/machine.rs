@@ -80,7 +80,7 @@ fn open_files() -> Examined {
         format!("run `ulimit -n {OPEN_FILES_MIN}` or more in the shell or the unit that starts it");
     let status = match most {
         ..OPEN_FILES_LEAST => Status::Failure,
-        ..OPEN_FILES_MIN => Status::Warning,
+        OPEN_FILES_LEAST..OPEN_FILES_MIN => Status::Warning,
         _ => return Examined::ok("open-files", found),
     };
     Examined::bad("open-files", status, found, mend)

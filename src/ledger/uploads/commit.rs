@@ -52,9 +52,11 @@ impl UploadDesk {
             SignedStatement { statement, signature, delta: request.delta, refused: None };
         match self.find(id).and_then(begin_commit) {
             Ok(Begun::Receipt(receipt)) => Ok(Commit::Done(receipt)),
-            Ok(Begun::Now(committing)) => {
-                Ok(Commit::Pending(Pending { desk: self.clone(), committing, submission }))
-            }
+            Ok(Begun::Now(committing)) => Ok(Commit::Pending(Box::new(Pending {
+                desk: self.clone(),
+                committing,
+                submission,
+            }))),
             // Its bytes are gone, but what was logged stays: the answer may have been lost.
             Err(error @ (UploadError::Unknown { .. } | UploadError::Incomplete { .. })) => {
                 let logged = self.submitter.with(move |writer| standing(writer, &statement))?;
@@ -101,7 +103,7 @@ pub enum Commit {
     /// This receipt, as JSON.
     Done(Vec<u8>),
     /// A receipt once the delta is in its place.
-    Pending(Pending),
+    Pending(Box<Pending>),
 }
 
 /// A commit that is under way: no other of its upload is, until this is dropped.
