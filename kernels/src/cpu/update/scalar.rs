@@ -1,6 +1,6 @@
 //! Plain code, for every processor; the compiler makes of it what vectors there are.
 
-use super::{Few, Run, Sums, Window};
+use super::{Ahead, Few, Run, Sums, Window};
 use crate::band::{Divisor, Findings, Step};
 use crate::fma;
 
@@ -8,21 +8,21 @@ use crate::fma;
 const CHUNK: usize = 16;
 
 /// As [`super::pass`].
-pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
+pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>, ahead: &mut Ahead) -> Findings {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("fma") {
         // SAFETY: it was asked for just now.
-        return unsafe { pass_with_fma(step, sums, window) };
+        return unsafe { pass_with_fma(step, sums, window, ahead) };
     }
-    pass_with(step, sums, window, fma::fma_f32)
+    pass_with(step, sums, window, ahead, fma::fma_f32)
 }
 
 /// The same code, where a fused multiply-add is one instruction. Of the vectors' instructions it may
 /// use AVX, which come with it.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "fma")]
-fn pass_with_fma(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
-    pass_with(step, sums, window, f32::mul_add)
+fn pass_with_fma(step: Step, sums: &mut Sums, window: Window<'_, '_>, ahead: &mut Ahead) -> Findings {
+    pass_with(step, sums, window, ahead, f32::mul_add)
 }
 
 #[inline(always)]
@@ -30,15 +30,16 @@ fn pass_with(
     step: Step,
     sums: &mut Sums,
     window: Window<'_, '_>,
+    ahead: &mut Ahead,
     fma: impl Fn(f32, f32, f32) -> f32 + Copy,
 ) -> Findings {
     let mut findings = Findings::default();
     match step.divisor {
         Divisor::Contributors => {
-            window.each_run(sums, |run| step_run::<true>(run, step, fma, &mut findings));
+            window.each_run(sums, ahead, |run| step_run::<true>(run, step, fma, &mut findings));
         }
         Divisor::All(_) => {
-            window.each_run(sums, |run| step_run::<false>(run, step, fma, &mut findings));
+            window.each_run(sums, ahead, |run| step_run::<false>(run, step, fma, &mut findings));
         }
     }
     findings
