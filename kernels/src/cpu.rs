@@ -4,8 +4,7 @@
 //! A band is cut into pieces of some block columns of one row of blocks, which rayon spreads over
 //! threads. A piece goes through in groups of blocks that fit the first cache: `gather` adds up
 //! what all miners sent for the group, `update` passes once over the group's rows of the state.
-//! The next group's bytes are prefetched meanwhile, both of the miners' streams and of the state:
-//! short runs with a long stride are more than the hardware's prefetcher follows.
+//! The next group's bytes are prefetched all the while, a little with each miner and each row.
 //!
 //! Every element is computed alone, so neither path nor threads nor the cut show in the result. A
 //! fault is only noticed here; which one is reported, [`check`] decides.
@@ -266,9 +265,10 @@ impl Job<'_> {
             let end = column + blocks * width;
             let next = if end < columns { piece.origin + end } else { piece.after };
             let mut ahead = self.ahead(next, blocks);
-            // As the time goes: entries are gathered about as fast as eight elements are stepped.
-            let (entries, elements) = (self.contributions.len() * blocks * self.band.k, blocks * self.band.block_len());
-            ahead.spread((entries, entries + elements / STEPPED_AN_ENTRY), self.contributions.len() * blocks);
+            let (miners, elements) = (self.contributions.len(), blocks * self.band.block_len());
+            let entries = miners * blocks * self.band.k;
+            // By the time that each takes.
+            ahead.spread((entries, entries + elements / STEPPED_AN_ENTRY), miners);
             let first = piece.first_block + column / width;
             sums.gather(&self.band, self.contributions, first..first + blocks, &mut ahead)?;
             ahead.spread((1, 1), piece.rows.len());
@@ -280,7 +280,8 @@ impl Job<'_> {
                 origin: piece.origin + column,
                 stride: self.band.columns,
             };
-            findings = findings.merged(update::pass(self.path, self.stepping, sums, window, &mut ahead));
+            findings =
+                findings.merged(update::pass(self.path, self.stepping, sums, window, &mut ahead));
         }
         Ok(findings)
     }

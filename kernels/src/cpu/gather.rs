@@ -61,8 +61,8 @@ impl Sums {
                     4 => entries.add::<4, 16>(of_bins(sent.levels), sum, by),
                     _ => entries.add::<8, 256>(of_bins(sent.levels), sum, by),
                 };
-                ahead.step();
             }
+            ahead.step();
         }
         if clean { Ok(()) } else { Err(Fault) }
     }

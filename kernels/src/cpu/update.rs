@@ -12,7 +12,10 @@ mod avx512;
 mod scalar;
 
 use super::gather::Sums;
-use super::{Path, ahead::Ahead};
+use super::{
+    Path,
+    ahead::{Ahead, LINE},
+};
 use crate::band::{Contribution, Divisor, Findings, Step};
 use crate::{canonical, fma};
 
@@ -139,6 +142,12 @@ pub(super) fn pass(
 }
 
 impl Run<'_> {
+    /// Whether what is written will not be read soon and lies in whole lines of the caches.
+    #[inline(always)]
+    fn streams(&self) -> bool {
+        self.base.is_some() && self.next.as_ptr().addr().is_multiple_of(LINE)
+    }
+
     /// Where the state before the step and after it lie, from `at` on.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]

@@ -7,7 +7,12 @@ use crate::band::{Divisor, Findings, Step};
 
 /// As [`super::pass`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>, ahead: &mut Ahead) -> Findings {
+pub(super) fn pass(
+    step: Step,
+    sums: &mut Sums,
+    window: Window<'_, '_>,
+    ahead: &mut Ahead,
+) -> Findings {
     let mut findings = Findings::default();
     match step.divisor {
         Divisor::Contributors => {

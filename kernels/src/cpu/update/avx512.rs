@@ -12,7 +12,12 @@ const VECTORS: usize = 4;
 
 /// As [`super::pass`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn pass(stepping: Stepping, sums: &mut Sums, window: Window<'_, '_>, ahead: &mut Ahead) -> Findings {
+pub(super) fn pass(
+    stepping: Stepping,
+    sums: &mut Sums,
+    window: Window<'_, '_>,
+    ahead: &mut Ahead,
+) -> Findings {
     let (mut findings, step) = (Findings::default(), stepping.step);
     let of = Constants::new(step);
     match (step.divisor, stepping.small) {
