@@ -48,6 +48,7 @@ pub(super) struct Row<'s> {
 pub(super) struct Stepping {
     pub(super) step: Step,
     /// Whether [`quotients_are_small`].
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors ask"))]
     pub(super) small: bool,
 }
 
