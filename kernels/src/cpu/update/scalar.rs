@@ -32,7 +32,8 @@ fn pass_with_fma(
     window: Window<'_, '_>,
     ahead: &mut Ahead,
 ) -> Findings {
-    let by = (f32::mul_add, |to: &mut _, values| write_past_caches(to, values));
+    // Closures, not names of functions, which might be called as they are compiled elsewhere.
+    let by = (|a: f32, b, c| a.mul_add(b, c), |to: &mut _, values| write_past_caches(to, values));
     let findings = pass_with(step, sums, window, ahead, by);
     // What was streamed becomes visible to other threads like any other write.
     std::arch::x86_64::_mm_sfence();
