@@ -1,8 +1,8 @@
 //! How far is each step from its floor? One layer of a 72B model, 20 miners, seed 7, the real binary.
 //!
 //! `cargo bench --bench steps -- --dir DIR [--fraction 0.1] [--runs 3]`. A full layer takes 15 GB
-//! below DIR and some minutes; the same DIR is used again. It prints a Markdown table and writes a
-//! record below `benches/record/`.
+//! below DIR and some minutes, and 7 GB more for `delta`; the same DIR is used again. It prints a
+//! Markdown table and writes a record below `benches/record/`. `--delta` measures `delta` alone.
 //!
 //! The floor of a step is the larger of two, measured in the same run on the same disk:
 //!
@@ -63,6 +63,9 @@ struct Args {
     /// How often each step runs warm, and cold; the table has the fastest.
     #[arg(long, default_value_t = 3)]
     runs: usize,
+    /// The miner's `delta` alone, which needs no ledger.
+    #[arg(long)]
+    delta: bool,
     /// JSON instead of Markdown.
     #[arg(long)]
     json: bool,
@@ -96,10 +99,10 @@ fn run(args: &Args) -> io::Result<bool> {
             continue;
         }
         let runs = (0..args.runs).map(|_| lab.sequence(cache)).collect::<io::Result<Vec<_>>>()?;
-        rows.extend((0..Step::ALL.len()).map(|at| Row::of(runs.iter().map(|run| &run[at]))));
+        rows.extend((0..lab.steps.len()).map(|at| Row::of(runs.iter().map(|run| &run[at]))));
     }
     let limited = lab.limited()?;
-    fs::remove_dir_all(&lab.ledger)?;
+    lab.clear()?;
     record(args, &rows)?;
     if args.json {
         println!("{}", serde_json::json!({ "rows": rows, "group": limited }));
@@ -123,10 +126,12 @@ enum Step {
     Seal,
     Replay,
     Fsck,
+    Delta,
 }
 
 impl Step {
-    const ALL: [Self; 5] = [Self::Init, Self::Import, Self::Seal, Self::Replay, Self::Fsck];
+    const ALL: [Self; 6] =
+        [Self::Init, Self::Import, Self::Seal, Self::Replay, Self::Fsck, Self::Delta];
 
     fn name(self) -> &'static str {
         match self {
@@ -135,6 +140,7 @@ impl Step {
             Self::Seal => "seal",
             Self::Replay => "replay",
             Self::Fsck => "fsck",
+            Self::Delta => "delta",
         }
     }
 
@@ -146,12 +152,13 @@ impl Step {
             Self::Seal => "state and deltas read, next state written",
             Self::Replay => "state and deltas read; next state hashed, not written",
             Self::Fsck => "both states and deltas read; next state folded and hashed again",
+            Self::Delta => "both checkpoints read, delta and state of the error written",
         }
     }
 
     /// Whether issue 2 bounds its ratio.
     fn barred(self) -> bool {
-        self != Self::Init
+        !matches!(self, Self::Init | Self::Delta)
     }
 }
 
@@ -168,7 +175,10 @@ struct Lab {
     synthetic: Synthetic,
     data: PathBuf,
     ledger: PathBuf,
+    /// Where a miner's delta and its state go.
+    miner: PathBuf,
     scratch: PathBuf,
+    steps: &'static [Step],
 }
 
 /// One step's cost and its floor's.
@@ -190,27 +200,62 @@ impl Lab {
             miners: args.miners,
             tensors: synthetic::layer(args.fraction),
         };
-        let data = args.dir.join(format!("layer-{}-{}", args.fraction, args.miners));
+        let only = if args.delta { "-delta" } else { "" };
+        let data = args.dir.join(format!("layer-{}-{}{only}", args.fraction, args.miners));
         if !data.exists() {
             let making = data.with_extension("making");
             let _ = fs::remove_dir_all(&making);
             fs::create_dir_all(&making)?;
             synthetic.write_model(&making)?;
-            synthetic.write_gradients(&making)?;
+            if !args.delta {
+                synthetic.write_gradients(&making)?;
+            }
             fs::rename(&making, &data)?;
         }
+        let [ledger, miner, scratch] = ["ledger", "miner", "floor"].map(|name| args.dir.join(name));
+        let steps: &[Step] = if args.delta { &[Step::Delta] } else { &Step::ALL };
+        let lab = Self { synthetic, data, ledger, miner, scratch, steps };
+        lab.make_trained(args.fraction)?;
         sync_all();
-        let (ledger, scratch) = (args.dir.join("ledger"), args.dir.join("floor"));
-        Ok(Self { synthetic, data, ledger, scratch })
+        Ok(lab)
+    }
+
+    /// What training made of the checkpoint: as many other numbers, so that every one has changed.
+    fn make_trained(&self, fraction: f64) -> io::Result<()> {
+        let dir = self.data.join("trained");
+        if dir.exists() {
+            return Ok(());
+        }
+        let making = self.data.join("trained.making");
+        let _ = fs::remove_dir_all(&making);
+        fs::create_dir_all(&making)?;
+        let tensors = synthetic::layer(fraction);
+        Synthetic { seed: 8, round: ROUND, miners: 0, tensors }.write_model(&making)?;
+        fs::rename(&making, &dir)
+    }
+
+    fn trained(&self) -> PathBuf {
+        self.synthetic.model_path(&self.data.join("trained"))
+    }
+
+    /// Removes what steps made.
+    fn clear(&self) -> io::Result<()> {
+        for dir in [&self.ledger, &self.miner] {
+            match fs::remove_dir_all(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// All steps of a new ledger.
     fn sequence(&self, cache: Cache) -> io::Result<Vec<Measured>> {
-        let _ = fs::remove_dir_all(&self.ledger);
+        self.clear()?;
         let model = self.synthetic.model_bytes();
         let mut before_seal = Vec::new();
         let mut all = Vec::new();
-        for step in Step::ALL {
+        for &step in self.steps {
             let stored = self.stored()?;
             let reads = match step {
                 Step::Init => vec![self.synthetic.model_path(&self.data)],
@@ -221,6 +266,10 @@ impl Lab {
                 }
                 Step::Replay => before_seal.clone(),
                 Step::Fsck => stored.clone(),
+                Step::Delta => {
+                    fs::create_dir_all(&self.miner)?;
+                    vec![self.synthetic.model_path(&self.data), self.trained()]
+                }
             };
             let bytes_before = total_bytes(&stored)?;
             prepare(cache, &reads)?;
@@ -245,20 +294,23 @@ impl Lab {
     fn limited(&self) -> io::Result<Vec<Limited>> {
         let Some(group) = Group::make() else {
             eprintln!("memory control group: not possible here");
-            return Ok(Step::ALL.map(|step| Limited { step, passed: None }).into());
+            let unknown = |&step: &Step| Limited { step, passed: None };
+            return Ok(self.steps.iter().map(unknown).collect());
         };
-        let _ = fs::remove_dir_all(&self.ledger);
+        self.clear()?;
+        fs::create_dir_all(&self.miner)?;
         let run = |step: Step| {
             let status = group.confined(&self.command(step)).stdout(Stdio::null()).status()?;
             Ok(Limited { step, passed: Some(status.success()) })
         };
-        Step::ALL.into_iter().map(run).collect()
+        self.steps.iter().map(|&step| run(step)).collect()
     }
 
-    /// The ledger's files but its logs, which take some kilobytes and are rewritten.
+    /// The ledger's files but its logs, which take some kilobytes and are rewritten; and the miner's.
     fn stored(&self) -> io::Result<Vec<PathBuf>> {
         let mut files = files_below(&self.ledger.join("segments"))?;
         files.extend(files_below(&self.ledger.join("hashes"))?);
+        files.extend(files_below(&self.miner)?);
         Ok(files)
     }
 
@@ -272,7 +324,9 @@ impl Lab {
         if step == Step::Import {
             command.arg("templar");
         }
-        command.arg(&self.ledger);
+        if step != Step::Delta {
+            command.arg(&self.ledger);
+        }
         match step {
             Step::Init => {
                 command.args(["--run", "bench", "--rule", "templar", "--lr", "0.4"]);
@@ -282,6 +336,11 @@ impl Lab {
             Step::Import => {
                 let uids: Vec<_> = self.synthetic.uids().map(|uid| uid.to_string()).collect();
                 command.args(["--peers", &uids.join(","), "--gradients"]).arg(&self.data);
+            }
+            Step::Delta => {
+                command.arg(self.synthetic.model_path(&self.data)).arg(self.trained());
+                command.arg("--out").arg(self.miner.join("delta"));
+                command.arg("--state").arg(self.miner.join("state.safetensors"));
             }
             Step::Seal | Step::Replay | Step::Fsck => {}
         }

@@ -106,7 +106,8 @@ pub fn planned_bytes(layout: &Layout, deltas: &[StoredDelta]) -> u64 {
     layout.tensors.iter().map(tensor).sum::<u64>() * deltas.len() as u64
 }
 
-fn factors(norm: Norm, norms: &[f64]) -> Vec<f32> {
+/// Each miner's factor in a tensor, from the norms of all of them.
+pub fn factors(norm: Norm, norms: &[f64]) -> Vec<f32> {
     match norm {
         Norm::HistogramF64 => factors_f64(norms),
         // These were f32 before they were stored as f64, so nothing is rounded here.

@@ -23,6 +23,7 @@ use gradledger::{
             sealed_between,
         },
         fsck::fsck,
+        witness::{JustifyReport, LiveSlot, compare, justify},
         writer::LedgerWriter,
     },
     store::{anchors, files::Disk},
@@ -373,6 +374,56 @@ fn a_justification_by_known_authorities_counts_and_by_others_does_not() {
         let LedgerError::Anchor(error) = judged(Some(&others)).unwrap_err() else { panic!() };
         assert!(error.is_signature(), "{error}");
     }
+}
+
+#[test]
+fn a_justification_that_comes_later_is_fetched_into_the_receipt() {
+    let (run, chain) = (ledger(1), TestChain::new());
+    put(&run, &chain).unwrap();
+    let known = chain.authorities();
+    let fetch = |authorities| justify(&mut run.writer(), &mut chain.clone(), authorities, &Silent);
+    let first = |report: JustifyReport| (report.receipts[0].finality, report.receipts[0].changed);
+    assert_eq!(first(fetch(Some(&known)).unwrap()), (Finality::Finalized, false));
+    chain.blocks(3);
+    chain.sign_newest();
+    chain.blocks(2);
+    // What others would have to sign is refused, and the receipt stays.
+    let before = receipt(&run, 2);
+    let mut others = known.clone();
+    others.set_id += 1;
+    let LedgerError::Anchor(error) = fetch(Some(&others)).unwrap_err() else { panic!() };
+    assert!(error.is_signature(), "{error}");
+    assert_eq!(receipt(&run, 2), before);
+    assert_eq!(first(fetch(Some(&known)).unwrap()), (Finality::Justified, true));
+    assert_eq!(first(fetch(Some(&known)).unwrap()), (Finality::Justified, false));
+    let trust = AnchorTrust { authorities: Some(&known), ..trust(&chain) };
+    assert_eq!(judge_all(&run.open(), trust).unwrap().receipts[0].finality, Finality::Justified);
+    // A node of another chain is not asked for it.
+    seal(&run, 2);
+    put(&run, &chain).unwrap();
+    let mut other = TestChain::of_another_genesis();
+    let refused = justify(&mut run.writer(), &mut other, None, &Silent).unwrap_err();
+    assert!(matches!(refused, LedgerError::AnchorStep(AnchorStepError::Place { what: "chain" })));
+}
+
+#[test]
+fn receipts_are_compared_with_what_a_node_shows_now() {
+    let (run, chain) = (ledger(1), TestChain::new());
+    put(&run, &chain).unwrap();
+    let ledger = run.open();
+    let view = judge_all(&ledger, trust(&chain)).unwrap();
+    let live = |of: Option<&Ledger>| compare(of, &view, &chain.anchor_place(), &mut chain.clone());
+    let block = view.receipts[0].set_in;
+    for of in [Some(&ledger), None] {
+        let live = live(of).unwrap();
+        assert_eq!((live.blocks, live.slot), (1, LiveSlot::Own { block, size: 2 }));
+    }
+    chain.set(vec![Field::sha256(&Hash32([9; 32]))]);
+    let other = LiveSlot::Other { block: chain.number() };
+    assert_eq!(live(Some(&ledger)).unwrap().slot, other);
+    chain.reorganise();
+    let LedgerError::Anchor(error) = live(Some(&ledger)).unwrap_err() else { panic!() };
+    assert!(error.is_contradiction(), "{error}");
 }
 
 /// Another history under the same name, as an operator would have it who shows the chain one log and

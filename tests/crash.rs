@@ -47,6 +47,12 @@ fn init_survives() {
 }
 
 #[test]
+fn init_with_files_beside_the_model_survives() {
+    let fixture = Fixture::new().with_files();
+    survives(&LedgerScenario::new(&fixture, "init with files", &[], &[Step::Init]));
+}
+
+#[test]
 fn import_survives() {
     let fixture = Fixture::new();
     let import = Step::import(ROUNDS[0]);
@@ -111,6 +117,21 @@ fn a_second_batch_and_the_seal_survive() {
     let before = [Step::InitNative, batch()];
     let steps = [again, Step::Seal(1), Step::Submit(2, vec![(3, 1)])];
     survives(&LedgerScenario::new(&fixture, "submit and seal", &before, &steps));
+}
+
+/// Announced, sent and committed; then another miner's beside it, the seal, and the next round's.
+#[test]
+fn an_upload_survives() {
+    let fixture = Fixture::new();
+    survives(&LedgerScenario::new(
+        &fixture,
+        "upload",
+        &[Step::InitNative],
+        &[Step::Upload(1, 1, 1)],
+    ));
+    let before = [Step::InitNative, Step::Upload(1, 1, 1)];
+    let steps = [Step::Upload(1, 2, 2), Step::Seal(1), Step::Upload(2, 3, 1)];
+    survives(&LedgerScenario::new(&fixture, "upload and seal", &before, &steps));
 }
 
 /// Three sealed rounds, a fourth state that a seal left whose record was not committed, and a delta

@@ -60,7 +60,7 @@ fn arguments(fixture: &Fixture, step: &Step, ledger: &Path) -> Vec<String> {
         Step::Anchor => add("anchor LEDGER --file CHAIN --json"),
         Step::Rotate => add("log rotate-key LEDGER --json"),
         Step::Gc(k) => add(&format!("gc LEDGER --keep-every {k} --json")),
-        Step::Open | Step::Index => unreachable!("no command does nothing else"),
+        Step::Upload(..) | Step::Open | Step::Index => unreachable!("no command does nothing else"),
     }
     for word in &mut all {
         match fixture.place(word) {

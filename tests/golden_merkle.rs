@@ -6,6 +6,8 @@
 #![allow(clippy::unwrap_used)] // Helpers of tests are tests.
 
 mod common;
+#[path = "golden_merkle/oracles.rs"]
+mod oracles;
 
 use std::{
     fs,

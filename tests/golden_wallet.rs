@@ -12,11 +12,12 @@ use std::{
 };
 
 use gradledger::{
+    codec::ss58,
     codec::{
         sr25519::{PublicKey, SIGNATURE_BYTES},
         statement::{Statement, StatementError},
     },
-    import::wallet::{FILE_BYTES_MAX, Hotkey, KeyfileError, WalletError, encrypted::Legacy, ss58},
+    import::wallet::{FILE_BYTES_MAX, Hotkey, KeyfileError, WalletError, encrypted::Legacy},
     types::digest::Digest,
 };
 use proptest::{collection, prelude::*};

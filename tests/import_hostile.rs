@@ -1,6 +1,10 @@
 //! What hostile files get from the readers: a refusal that says why, in bounded time and memory.
+//! What nobody thought of here is in `hostile.rs`.
 
 #![allow(clippy::unwrap_used)] // Clippy's own exception for tests leaves out their helpers.
+
+#[path = "common/archives.rs"]
+mod archives;
 
 use std::{
     fs,
@@ -9,6 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use archives::{Entry, entry, local_header, torch_zip, zip};
 use gradledger::{
     import::{
         checkpoint::{Checkpoint, ImportError},
@@ -28,97 +33,6 @@ use gradledger::{
 
 fn source(bytes: &[u8]) -> Arc<dyn Source> {
     Arc::new(bytes.to_vec())
-}
-
-/// One entry of a hand-made zip; what a field is `None` for is written truthfully.
-#[derive(Clone, Default)]
-struct Entry {
-    name: String,
-    data: Vec<u8>,
-    method: u16,
-    flags: u16,
-    crc: Option<u32>,
-    stated_len: Option<u32>,
-    local_name: Option<String>,
-    local_crc: Option<u32>,
-    /// Where the directory says that the header is, instead of where it is.
-    header: Option<u32>,
-}
-
-fn entry(name: &str, data: &[u8]) -> Entry {
-    Entry { name: name.to_owned(), data: data.to_vec(), ..Entry::default() }
-}
-
-fn local_header(entry: &Entry) -> Vec<u8> {
-    let name = entry.local_name.as_ref().unwrap_or(&entry.name);
-    let crc = entry.local_crc.or(entry.crc).unwrap_or_else(|| crc32fast::hash(&entry.data));
-    let len = entry.stated_len.unwrap_or(entry.data.len() as u32);
-    let mut bytes = b"PK\x03\x04\x14\0".to_vec();
-    bytes.extend(entry.flags.to_le_bytes());
-    bytes.extend(entry.method.to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(crc.to_le_bytes());
-    bytes.extend(len.to_le_bytes());
-    bytes.extend(len.to_le_bytes());
-    bytes.extend((name.len() as u16).to_le_bytes());
-    bytes.extend([0, 0]);
-    bytes.extend(name.as_bytes());
-    bytes
-}
-
-fn central_header(entry: &Entry, header: u32) -> Vec<u8> {
-    let crc = entry.crc.unwrap_or_else(|| crc32fast::hash(&entry.data));
-    let len = entry.stated_len.unwrap_or(entry.data.len() as u32);
-    let mut bytes = b"PK\x01\x02\x14\0\x14\0".to_vec();
-    bytes.extend(entry.flags.to_le_bytes());
-    bytes.extend(entry.method.to_le_bytes());
-    bytes.extend([0; 4]);
-    bytes.extend(crc.to_le_bytes());
-    bytes.extend(len.to_le_bytes());
-    bytes.extend(len.to_le_bytes());
-    bytes.extend((entry.name.len() as u16).to_le_bytes());
-    bytes.extend([0; 12]);
-    bytes.extend(entry.header.unwrap_or(header).to_le_bytes());
-    bytes.extend(entry.name.as_bytes());
-    bytes
-}
-
-fn end_of_directory(entries: u16, bytes: u32, start: u32) -> Vec<u8> {
-    let mut end = b"PK\x05\x06\0\0\0\0".to_vec();
-    end.extend(entries.to_le_bytes());
-    end.extend(entries.to_le_bytes());
-    end.extend(bytes.to_le_bytes());
-    end.extend(start.to_le_bytes());
-    end.extend([0, 0]);
-    end
-}
-
-fn zip(entries: &[Entry]) -> Vec<u8> {
-    let (mut bytes, mut directory) = (Vec::new(), Vec::new());
-    for entry in entries {
-        directory.extend(central_header(entry, bytes.len() as u32));
-        // An entry that points elsewhere has no bytes of its own.
-        if entry.header.is_none() {
-            bytes.extend(local_header(entry));
-            bytes.extend(&entry.data);
-        }
-    }
-    let start = bytes.len() as u32;
-    bytes.extend(&directory);
-    bytes.extend(end_of_directory(entries.len() as u16, directory.len() as u32, start));
-    bytes
-}
-
-/// An archive of torch.save with this pickle and these storages.
-fn torch_zip(pickle: &[u8], storages: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut entries = vec![
-        entry("a/data.pkl", pickle),
-        entry("a/byteorder", b"little"),
-        entry("a/version", b"3\n"),
-    ];
-    let storage = |(key, data): &(&str, &[u8])| entry(&format!("a/data/{key}"), data);
-    entries.extend(storages.iter().map(storage));
-    zip(&entries)
 }
 
 fn text(text: &str) -> Vec<u8> {
@@ -1156,151 +1070,6 @@ fn a_folder_without_a_checkpoint_is_named() {
         Checkpoint::open(&folder.path().join("none"), None),
         Err(ImportError::Io { .. })
     ));
-}
-
-// Mutations: what no test above thought of.
-
-/// xorshift64*; the seed is printed by the caller.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
-    }
-
-    /// One to eight bytes set, flipped, copied or cut out.
-    fn mutate(&mut self, bytes: &[u8]) -> Vec<u8> {
-        let mut changed = bytes.to_vec();
-        for _ in 0..1 + self.below(3) {
-            let at = self.below(changed.len());
-            match self.below(6) {
-                0 => changed[at] ^= 1 << self.below(8),
-                1 => changed[at] = self.next() as u8,
-                2 => changed[at] = [0, 0xff, 0x7f, 0x80][self.below(4)],
-                3 => {
-                    let word = self.next().to_le_bytes();
-                    let len = (1 + self.below(8)).min(changed.len() - at);
-                    changed[at..at + len].copy_from_slice(&word[..len]);
-                }
-                4 => changed[at] = changed[self.below(changed.len())],
-                _ => {
-                    let len = (1 + self.below(8)).min(changed.len() - at);
-                    changed.drain(at..at + len);
-                }
-            }
-            if changed.is_empty() {
-                changed.push(0);
-            }
-        }
-        changed
-    }
-}
-
-/// Runs `read` on 20,000 mutations of `bytes`; none may panic or take long.
-fn mutations(seed: u64, bytes: &[u8], mut read: impl FnMut(&[u8])) {
-    println!("seed {seed:#x}");
-    let mut random = Random(seed);
-    let started = Instant::now();
-    for round in 0..20_000 {
-        let changed = random.mutate(bytes);
-        let one = Instant::now();
-        read(&changed);
-        assert!(one.elapsed() < Duration::from_secs(5), "round {round} of seed {seed:#x}");
-    }
-    assert!(started.elapsed() < Duration::from_secs(300), "seed {seed:#x}");
-}
-
-#[test]
-fn mutated_gradient_files_never_panic() {
-    let original = gradient();
-    let content = read_all(&open_gradient(&original).unwrap()).unwrap();
-    let mut taken = 0;
-    mutations(0x6772_6164, &original, |bytes| {
-        if let Ok(file) = open_gradient(bytes)
-            && file.delta().fault.is_none()
-            && let Ok(found) = read_all(&file)
-        {
-            // Whatever passes every CRC holds bytes of the original.
-            assert!(found.len() <= content.len());
-            taken += 1;
-        }
-        let _ = AggregatorFile::open(source(bytes));
-    });
-    println!("{taken} taken");
-}
-
-#[test]
-fn mutated_pickles_never_panic() {
-    // Mutated inside a true archive: the CRC would hide the pickle from the test above.
-    let original = gradient();
-    let archive = Archive::open(source(&original)).unwrap();
-    let pickle = archive.find("temp_gradient-5-7-v2.1.28/data.pkl").unwrap();
-    let pickle = archive.read(pickle).unwrap();
-    let sizes = [36, 24, 4, 16, 12, 8, 4, 16];
-    let storages: Vec<(String, Vec<u8>)> =
-        sizes.iter().enumerate().map(|(i, n)| (i.to_string(), vec![0; *n])).collect();
-    let storages: Vec<(&str, &[u8])> =
-        storages.iter().map(|(key, data)| (key.as_str(), data.as_slice())).collect();
-    mutations(0x7069_636b, &pickle, |bytes| {
-        if let Ok(file) = open_gradient(&torch_zip(bytes, &storages)) {
-            read_all(&file).unwrap();
-        }
-    });
-}
-
-#[test]
-fn mutated_dcp_metadata_never_panics() {
-    let folder = tempfile::tempdir().unwrap();
-    grid_checkpoint(folder.path());
-    let path = folder.path().join(".metadata");
-    let original = fs::read(&path).unwrap();
-    mutations(0x6463_7000, &original, |bytes| {
-        fs::write(&path, bytes).unwrap();
-        for select in [None, Some("")] {
-            if let Ok(checkpoint) = Checkpoint::open(folder.path(), select) {
-                for (index, spec) in checkpoint.tensors().iter().enumerate() {
-                    let mut buffer = vec![0; spec.bytes().min(1 << 16) as usize];
-                    let _ = checkpoint.read(index, 0, &mut buffer);
-                }
-            }
-        }
-    });
-}
-
-#[test]
-fn mutated_chunks_never_panic() {
-    let chunk = torch_zip(&whole(floats(&[4, 4], &[4, 1], 16).pickled()), &[("0", &counting(16))]);
-    mutations(0x6368_756e, &chunk, |bytes| {
-        let Ok(archive) = TorchArchive::open(source(bytes)) else { return };
-        if let Some(Ok(tensor)) = archive.tensor(archive.pickle().root()) {
-            archive.read_at(&tensor, 0, &mut vec![0; tensor.bytes() as usize]).unwrap();
-        }
-        let _ = archive.verify_crcs(&mut archive.verified());
-    });
-}
-
-#[test]
-fn mutated_safetensors_never_panic() {
-    let header = header(&[
-        ("layers.0.wq", "F32", "[2,3]", 0, 24),
-        ("norm", "BF16", "[4]", 24, 32),
-        ("empty", "I64", "[0,9]", 32, 32),
-    ]);
-    mutations(0x7361_6665, &safetensors(&header, 32), |bytes| {
-        if let Ok(file) = Safetensors::of_source(source(bytes)) {
-            for index in 0..file.len() {
-                let mut buffer = vec![0; file.spec(index).bytes() as usize];
-                file.read(index, 0, &mut buffer).unwrap();
-            }
-        }
-    });
 }
 
 #[test]

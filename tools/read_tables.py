@@ -4,12 +4,14 @@
     python tools/read_tables.py LEDGER GRADLEDGER_BINARY
 
 Every table is read by all three and must give the same rows; rounds and contributions must be those of
-`show --json`; every f32 segment must give the same sum in all three. Needs duckdb, polars, pyarrow.
+`show --json`; every f32 segment must give the same sum in all three. In the demo's ledger the README's
+questions must have the answers that the demo tells. Needs duckdb, polars, pyarrow.
 """
 
 import glob
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -92,6 +94,38 @@ def views_answer(sql):
         print(f"view {view}: {count} rows")
 
 
+# What the demo tells: who was refused in the log and why, and whose deltas are the same.
+REFUSED = [
+    (2, "mallory", "non-finite"),
+    (3, "mallory", "duplicate-index"),
+    (4, "mallory", "code-out-of-range"),
+    (7, "mallory", "duplicate-delta"),
+    (8, "dia", "duplicate-submission"),
+    (9, "mallory", "wrong-base"),
+]
+SAME = [(7, "cho", "mallory", "same delta"), (10, "cho", "mallory", "overlap")]
+FOLDED = [("ana", 12), ("ben", 12), ("cho", 12), ("dia", 12), ("eli", 12), ("mallory", 1)]
+
+
+def readme_answers(sql, readme):
+    """The README's questions, asked of the demo's ledger."""
+    connection = duckdb.connect()
+    connection.execute(open(sql).read())
+    block = re.search(r"## Tables to query.*?```sql\n(.*?)```", open(readme).read(), re.S).group(1)
+    statements = [text.strip() for text in re.sub(r"--.*", "", block).split(";")]
+    answers = {text: connection.execute(text).fetchall() for text in statements if text}
+    asked = [rows for text, rows in answers.items() if text.startswith("SELECT")]
+    contributed, refused, copies, alike, weights = asked
+    same("who contributed", FOLDED, [row[:2] for row in contributed])
+    same("who was refused", REFUSED, [row[:3] for row in refused])
+    # A pair has no order: the fold's is by hotkey.
+    pairs = [(row[0], *sorted(row[1:3]), row[3]) for row in copies]
+    same("who sent the same", SAME, pairs)
+    same("rounds compared", list(range(1, 13)), [row[0] for row in alike])
+    same("rows of weights", 1, len(weights))
+    print("the README's questions have the demo's answers")
+
+
 def segments_agree():
     paths = glob.glob("segments/tensors/*/*.f32.parquet")
     for path in paths:
@@ -117,10 +151,13 @@ def segments_agree():
 
 def main():
     ledger, binary = os.path.abspath(sys.argv[1]), os.path.abspath(sys.argv[2])
-    sql = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "gradledger.sql")
+    here = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
+    sql, readme = os.path.join(here, "gradledger.sql"), os.path.join(here, "README.md")
     os.chdir(ledger)
     as_shown(tables_agree(), ledger, binary)
     views_answer(sql)
+    if os.path.exists("../miners.csv"):
+        readme_answers(sql, readme)
     segments_agree()
 
 

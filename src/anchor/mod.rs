@@ -1,19 +1,23 @@
 //! Layer 4, anchoring: a digest is put where many see it and nobody can take it back.
 //!
 //! [`Chain`] is a place that keeps one value for us: a Bittensor chain (`subtensor`, with the feature
-//! `chain`), or a text file ([`mod@file`]). `ledger/anchor.rs` has the order of its calls. Verifying what
-//! comes of it is the package `gradledger-anchor`, which needs no chain.
+//! `chain`), or a text file ([`mod@file`]). `ledger/anchor.rs` has the order of its calls. [`Witness`] is
+//! a chain as anyone may ask it (`node`). Verifying what comes of it is the package
+//! `gradledger-anchor`, which needs no chain.
 //!
 //! Trust: a chain's node may lie; what it answers is verified as a stranger would before it is kept.
 
 pub mod file;
+#[cfg(feature = "chain")]
+pub mod node;
 #[cfg(feature = "chain")]
 pub mod subtensor;
 
 use gradledger_anchor::{
     commitment::{Commitment, CommitmentError, Field, RESET_BONDS},
     hash::Hash32,
-    receipt::{Proof, ReceiptError},
+    header::BlockId,
+    receipt::{Justified, Proof, ReceiptError},
 };
 
 use crate::types::{progress::Progress, record::AnchorPlace};
@@ -128,6 +132,42 @@ pub trait Chain {
         extrinsic: Option<&[u8]>,
         progress: &dyn Progress,
     ) -> Result<Proof, ChainError>;
+}
+
+/// A chain as any of its nodes shows it: nothing is signed, nothing is sent.
+pub trait Witness {
+    /// Hash of the genesis block.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::Node`].
+    fn genesis(&mut self) -> Result<Hash32, ChainError>;
+
+    /// Hash of the final block with this number; none while that block is not final.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::Node`].
+    fn final_block(&mut self, number: u32) -> Result<Option<Hash32>, ChainError>;
+
+    /// What stands in a hotkey's slot now.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::Node`], [`ChainError::Commitment`].
+    fn look(&mut self, place: &AnchorPlace) -> Result<View, ChainError>;
+
+    /// What shows that `block` is final: the first justification from it on and the headers up to it.
+    /// None while there is none among the final blocks that a receipt may go through.
+    ///
+    /// # Errors
+    ///
+    /// [`ChainError::Node`]; [`ChainError::NoProof`] if a header is not its hash's.
+    fn justify(
+        &mut self,
+        block: BlockId,
+        progress: &dyn Progress,
+    ) -> Result<Option<Justified>, ChainError>;
 }
 
 /// The fields of a commitment to `digest`, behind those that are kept.

@@ -9,21 +9,22 @@ use std::time::Duration;
 use gradledger_anchor::{
     commitment::{Commitment, Field, RESET_BONDS, storage_key},
     extrinsic::call_arguments,
-    hash::{Hash32, Hex, blake2b_256},
+    hash::{Hash32, Hex},
     header::BlockId,
     receipt::{Finality, NodeWord, Proof, StateProof, SubtensorProof},
 };
 use subxt::{
     OnlineClient,
-    config::{DefaultExtrinsicParamsBuilder, RpcConfigFor, SubstrateConfig},
-    ext::codec::Encode as _,
-    rpcs::{LegacyRpcMethods, RpcClient},
+    config::{DefaultExtrinsicParamsBuilder, SubstrateConfig},
     tx::{Signer, TransactionStatus},
     utils::{AccountId32, H256, MultiSignature},
 };
-use tokio::{runtime::Runtime, time};
+use tokio::time;
 
-use super::{Chain, ChainError, SignedCall, View};
+use super::{
+    Chain, ChainError, SignedCall, View, Witness as _,
+    node::{Node, node_error},
+};
 use crate::{
     import::wallet::Hotkey,
     types::{digest::Digest, progress::Progress, record::AnchorPlace},
@@ -35,26 +36,17 @@ const LIFE_BLOCKS: u32 = 64;
 /// How long between two looks at the chain while it takes or finalizes a block.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
-/// How often a connection is tried, each time after twice the wait.
-const CONNECTS_MAX: u32 = 4;
-
 /// How long finality is waited for; subtensor takes seconds.
 const FINAL_AFTER_MAX: Duration = Duration::from_secs(600);
 
 /// A node, and the hotkey that signs.
 pub struct Subtensor {
-    runtime: Runtime,
     node: Node,
+    client: OnlineClient<SubstrateConfig>,
+    key: Vec<u8>,
     place: AnchorPlace,
     hotkey: Hotkey,
     unproven: bool,
-}
-
-/// The connection, apart from the runtime that drives it.
-struct Node {
-    client: OnlineClient<SubstrateConfig>,
-    rpc: LegacyRpcMethods<RpcConfigFor<SubstrateConfig>>,
-    key: Vec<u8>,
 }
 
 impl Subtensor {
@@ -72,23 +64,21 @@ impl Subtensor {
         unproven: bool,
         progress: &dyn Progress,
     ) -> Result<Self, ChainError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = runtime.map_err(node_error)?;
-        let key = storage_key(netuid, &Hash32(hotkey.public().0));
-        let node = runtime.block_on(Node::connect(endpoint, key, progress))?;
-        let chain_genesis = Digest(node.client.genesis_hash().0);
+        let node = Node::connect(endpoint, progress)?;
+        let client = node.wait(OnlineClient::from_rpc_client(node.client())).map_err(node_error)?;
+        let chain_genesis = Digest(client.genesis_hash().0);
         let place = AnchorPlace { netuid, chain_genesis, hotkey: hotkey.public() };
-        Ok(Self { runtime, node, place, hotkey, unproven })
+        let key = storage_key(netuid, &Hash32(hotkey.public().0));
+        Ok(Self { node, client, key, place, hotkey, unproven })
     }
 
     /// The proof of the slot in the state after the block that set it, and after the one before.
     fn state_proofs(&self, block: BlockId) -> Result<(StateProof, Option<StateProof>), ChainError> {
-        self.runtime.block_on(async {
-            let state = self.node.state_proof(H256(block.hash.0)).await?;
+        let Self { node, key, .. } = self;
+        node.wait(async {
+            let state = node.state_proof(key, H256(block.hash.0)).await?;
             let before = match block.number.checked_sub(1) {
-                Some(number) => {
-                    Some(self.node.state_proof(self.node.hash_of(number).await?).await?)
-                }
+                Some(number) => Some(node.state_proof(key, node.hash_of(number).await?).await?),
                 None => None,
             };
             Ok((state, before))
@@ -102,17 +92,15 @@ impl Chain for Subtensor {
     }
 
     fn look(&mut self) -> Result<View, ChainError> {
-        self.runtime.block_on(async {
-            let newest = self.node.finalized().await?.number;
-            Ok(View { newest, commitment: self.node.slot(None).await? })
-        })
+        let place = self.place;
+        self.node.look(&place)
     }
 
     fn sign(&mut self, fields: &[Field]) -> Result<SignedCall, ChainError> {
         if fields.iter().any(|field| field.as_bytes() == [RESET_BONDS]) {
             return Err(ChainError::ResetBonds);
         }
-        self.runtime.block_on(self.node.sign(self.place.netuid, fields, &self.hotkey))
+        self.node.wait(self.signed(fields))
     }
 
     fn send(
@@ -122,8 +110,7 @@ impl Chain for Subtensor {
         progress: &dyn Progress,
     ) -> Result<(), ChainError> {
         progress.note("sent; waiting for a block");
-        let netuid = self.place.netuid;
-        self.runtime.block_on(self.node.send(extrinsic, dies, netuid))
+        self.node.wait(self.sent(extrinsic, dies))
     }
 
     fn prove(
@@ -133,7 +120,7 @@ impl Chain for Subtensor {
         progress: &dyn Progress,
     ) -> Result<Proof, ChainError> {
         progress.note("in a block; waiting until it is final");
-        let block = self.runtime.block_on(self.node.final_block(digest))?;
+        let block = self.node.wait(self.set_in(digest))?;
         progress.note(&format!("final: {block}"));
         let AnchorPlace { netuid, chain_genesis, hotkey } = self.place;
         let (genesis, hotkey) = (Hash32(chain_genesis.0), Hash32(hotkey.0));
@@ -157,56 +144,8 @@ impl Chain for Subtensor {
     }
 }
 
-impl Node {
-    async fn connect(
-        endpoint: &str,
-        key: Vec<u8>,
-        progress: &dyn Progress,
-    ) -> Result<Self, ChainError> {
-        let mut wait = Duration::from_secs(1);
-        for _ in 1..CONNECTS_MAX {
-            match Self::connect_once(endpoint, &key).await {
-                Ok(node) => return Ok(node),
-                Err(error) => progress.note(&format!("{error}; again in {} s", wait.as_secs())),
-            }
-            time::sleep(wait).await;
-            wait *= 2;
-        }
-        Self::connect_once(endpoint, &key).await
-    }
-
-    async fn connect_once(endpoint: &str, key: &[u8]) -> Result<Self, ChainError> {
-        let rpc = RpcClient::from_url(endpoint).await.map_err(node_error)?;
-        let client = OnlineClient::from_rpc_client(rpc.clone()).await.map_err(node_error)?;
-        Ok(Self { client, rpc: LegacyRpcMethods::new(rpc), key: key.to_vec() })
-    }
-
-    /// What stands in the slot after a block; after the newest if none is given.
-    async fn slot(&self, at: Option<H256>) -> Result<Option<Commitment>, ChainError> {
-        let value = self.rpc.state_get_storage(&self.key, at).await.map_err(node_error)?;
-        Ok(value.as_deref().map(Commitment::decode).transpose()?)
-    }
-
-    /// The newest final block.
-    async fn finalized(&self) -> Result<BlockId, ChainError> {
-        let hash = self.rpc.chain_get_finalized_head().await.map_err(node_error)?;
-        let header = self.rpc.chain_get_header(Some(hash)).await.map_err(node_error)?;
-        let header = header.ok_or_else(|| node_error("the final block has no header"))?;
-        let number = header.number.try_into().map_err(node_error)?;
-        Ok(BlockId { number, hash: Hash32(hash.0) })
-    }
-
-    async fn hash_of(&self, number: u32) -> Result<H256, ChainError> {
-        let hash = self.rpc.chain_get_block_hash(Some(number.into())).await.map_err(node_error)?;
-        hash.ok_or_else(|| node_error(format_args!("it has no block {number}")))
-    }
-
-    async fn sign(
-        &self,
-        netuid: u16,
-        fields: &[Field],
-        hotkey: &Hotkey,
-    ) -> Result<SignedCall, ChainError> {
+impl Subtensor {
+    async fn signed(&self, fields: &[Field]) -> Result<SignedCall, ChainError> {
         let block = self.client.at_current_block().await.map_err(node_error)?;
         let metadata = block.metadata();
         let pallet = metadata.pallet_by_name("Commitments");
@@ -216,11 +155,11 @@ impl Node {
         });
         let index = index
             .ok_or_else(|| node_error("its runtime has no call Commitments.set_commitment"))?;
-        let call = [&index[..], &call_arguments(netuid, fields)].concat();
+        let call = [&index[..], &call_arguments(self.place.netuid, fields)].concat();
         // Read back with the runtime's own types, so that a changed call is refused here.
         let payload = block.tx().from_call_data_bytes(&call).map_err(node_error)?;
         let params = DefaultExtrinsicParamsBuilder::new().mortal(LIFE_BLOCKS.into()).build();
-        let signer = HotkeySigner(hotkey);
+        let signer = HotkeySigner(&self.hotkey);
         let signed =
             block.tx().create_signed(&payload, &signer, params).await.map_err(node_error)?;
         let number: u32 = block.block_number().try_into().map_err(node_error)?;
@@ -228,7 +167,8 @@ impl Node {
     }
 
     /// Sends, and waits until a block has it. What the chain answers is named in [`refusal`].
-    async fn send(&self, extrinsic: &[u8], dies: u32, netuid: u16) -> Result<(), ChainError> {
+    async fn sent(&self, extrinsic: &[u8], dies: u32) -> Result<(), ChainError> {
+        let netuid = self.place.netuid;
         let block = self.client.at_current_block().await.map_err(node_error)?;
         let transaction = block.tx().from_bytes(extrinsic.to_vec());
         let mut watched = match transaction.submit_and_watch().await {
@@ -264,12 +204,12 @@ impl Node {
     /// Looks until the slot holds what `extrinsic` sets, or no block can take it any more.
     async fn wait_for(&self, extrinsic: &[u8], dies: u32) -> Result<(), ChainError> {
         loop {
-            let slot = self.slot(None).await?;
+            let slot = self.node.slot(&self.key, None).await?;
             let set = |slot: &Commitment| extrinsic.ends_with(&slot.encoded_fields());
             if slot.as_ref().is_some_and(set) {
                 return Ok(());
             }
-            if self.finalized().await?.number > dies {
+            if self.node.finalized().await?.number > dies {
                 return Err(ChainError::Expired { dies });
             }
             time::sleep(LOOK_EVERY).await;
@@ -277,13 +217,13 @@ impl Node {
     }
 
     /// The block that set `digest`, once it is final.
-    async fn final_block(&self, digest: &Hash32) -> Result<BlockId, ChainError> {
+    async fn set_in(&self, digest: &Hash32) -> Result<BlockId, ChainError> {
         let look = async {
             loop {
-                let newest = self.finalized().await?;
-                let slot = self.slot(Some(H256(newest.hash.0))).await?;
+                let newest = self.node.finalized().await?;
+                let slot = self.node.slot(&self.key, Some(H256(newest.hash.0))).await?;
                 if let Some(slot) = slot.filter(|slot| slot.digest().as_ref() == Ok(digest)) {
-                    let hash = Hash32(self.hash_of(slot.block).await?.0);
+                    let hash = Hash32(self.node.hash_of(slot.block).await?.0);
                     return Ok(BlockId { number: slot.block, hash });
                 }
                 time::sleep(LOOK_EVERY).await;
@@ -293,19 +233,6 @@ impl Node {
             Ok(block) => block,
             Err(_) => Err(node_error("the block did not become final; run it again later")),
         }
-    }
-
-    async fn state_proof(&self, block: H256) -> Result<StateProof, ChainError> {
-        let header = self.rpc.chain_get_header(Some(block)).await.map_err(node_error)?;
-        let header = header.ok_or_else(|| node_error("it has no header of the block"))?.encode();
-        if blake2b_256(&header).0 != block.0 {
-            let reason = format!("its header of {block:?} has another hash");
-            return Err(ChainError::NoProof { reason });
-        }
-        let proof = self.rpc.state_get_read_proof([&self.key[..]], Some(block)).await;
-        let proof = proof.map_err(|error| ChainError::NoProof { reason: error.to_string() })?;
-        let nodes = proof.proof.into_iter().map(|node| Hex(node.0)).collect();
-        Ok(StateProof { header: Hex(header), nodes })
     }
 }
 
@@ -320,10 +247,6 @@ impl Signer<SubstrateConfig> for HotkeySigner<'_> {
     fn sign(&self, payload: &[u8]) -> MultiSignature {
         MultiSignature::Sr25519(self.0.secret().sign(payload))
     }
-}
-
-fn node_error(reason: impl ToString) -> ChainError {
-    ChainError::Node { reason: reason.to_string() }
 }
 
 /// An error with its causes, where subxt puts the runtime's own words.

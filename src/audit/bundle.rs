@@ -74,6 +74,18 @@ pub enum Claim {
     Round(RoundClaim),
     /// These two heads are of one history.
     Heads(HeadsClaim),
+    /// These two entries, which stand at one index of one log, are the same.
+    Entries,
+    /// This round's record continues the one before it.
+    Records(RecordsClaim),
+    /// As [`Claim::Round`]; and the round disposes of the entry that this receipt was given for.
+    Receipt(RoundClaim),
+    /// What a signed delta was refused for is there.
+    Refusal(RefusalClaim),
+    /// This piece of the state after a round follows from the base, the plan and the deltas.
+    Fold(FoldClaim),
+    /// Two bundles of one piece, from two ledgers that disagree about it.
+    Dispute,
 }
 
 /// See [`Claim::Piece`].
@@ -142,6 +154,60 @@ pub struct HeadsClaim {
     pub proof: Vec<Digest>,
 }
 
+/// See [`Claim::Records`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RecordsClaim {
+    /// The round.
+    pub round: u64,
+    /// Whether a record stands before it.
+    pub follows: bool,
+}
+
+/// See [`Claim::Refusal`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefusalClaim {
+    /// Index in the submissions log.
+    pub index: u64,
+    /// The descriptor of the bytes that decide, in the delta's manifest.
+    pub descriptor: TreeProof,
+}
+
+/// See [`Claim::Fold`]. What has to be proven follows from the members: see [`super::fold_rows`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FoldClaim {
+    /// The round.
+    pub round: u64,
+    /// Position of the tensor in both manifests.
+    pub tensor: u64,
+    /// Proof that the tensor's descriptor is in the next state's manifest.
+    pub next: Vec<Digest>,
+    /// SHA-256 of the piece in the next state.
+    pub digest: Digest,
+    /// That digest in the tensor's tree.
+    pub piece: TreeProof,
+    /// Of each accepted delta, in ledger order.
+    pub deltas: Vec<DeltaProofs>,
+    /// One for each piece in the member `pieces`.
+    pub pieces: Vec<Vec<Digest>>,
+}
+
+/// Where a delta stands in the log, and its artifacts of one tensor in its manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeltaProofs {
+    /// Its submission in the tree of the record's `root_at_end`.
+    pub submission: Vec<Digest>,
+    /// The book's descriptor.
+    pub book: TreeProof,
+    /// The codes'.
+    pub code: TreeProof,
+    /// The positions'.
+    pub index: TreeProof,
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -158,6 +224,12 @@ impl Claim {
             Self::Submission(_) => "submission",
             Self::Round(_) => "round",
             Self::Heads(_) => "heads",
+            Self::Entries => "entries",
+            Self::Records(_) => "records",
+            Self::Receipt(_) => "receipt",
+            Self::Refusal(_) => "refusal",
+            Self::Fold(_) => "fold",
+            Self::Dispute => "dispute",
         }
     }
 
@@ -176,16 +248,40 @@ impl Claim {
                     Some(_) => [&open[..], &record, &["disposition.json"]].concat(),
                 }
             }
-            Self::Round(claim) => {
-                let previous: &[_] =
-                    if claim.follows { &["previous.json", "previous.tlog-proof"] } else { &[] };
-                let plan: &[_] = if claim.plan { &["plan"] } else { &[] };
-                let lines = ["submissions.jsonl", "dispositions.jsonl"];
-                [&genesis[..], previous, &record, &lines, plan].concat()
+            Self::Records(claim) => records(claim.follows),
+            Self::Round(claim) => [records(claim.follows), lines(claim.plan)].concat(),
+            Self::Receipt(claim) => {
+                let receipt = ["receipt.json", "receipt.tlog-proof"];
+                [records(claim.follows), receipt.into(), lines(claim.plan)].concat()
+            }
+            Self::Refusal(_) => {
+                let submission = ["submission.json", "submission.tlog-proof"];
+                let rest = ["model.jsonl", "descriptor.json", "artifact"];
+                [&genesis[..], &submission, &rest].concat()
             }
             Self::Heads(_) => vec!["a.note", "b.note"],
+            Self::Entries => vec!["a.json", "a.tlog-proof", "b.json", "b.tlog-proof"],
+            Self::Fold(_) => {
+                let rest =
+                    ["base.jsonl", "next.json", "dispositions.jsonl", "deltas.jsonl", "pieces"];
+                [&record[..], &rest].concat()
+            }
+            Self::Dispute => vec!["a.tar", "b.tar"],
         }
     }
+}
+
+/// The records of a round and of the one before it.
+fn records(follows: bool) -> Vec<&'static str> {
+    let previous: &[_] = if follows { &["previous.json", "previous.tlog-proof"] } else { &[] };
+    let record = ["record.json", "record.tlog-proof"];
+    [&["genesis.json", "genesis.tlog-proof"], previous, &record].concat()
+}
+
+/// A round's submissions and what came of them.
+fn lines(plan: bool) -> Vec<&'static str> {
+    let plan: &[_] = if plan { &["plan"] } else { &[] };
+    [&["submissions.jsonl", "dispositions.jsonl"], plan].concat()
 }
 
 /// A bundle whose members are there; nothing of it is believed yet.

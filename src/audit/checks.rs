@@ -38,6 +38,8 @@ pub enum Check {
     Dispositions,
     /// Derived again from the log they are the same.
     Derivation,
+    /// What the auditor holds receipts for is in the log, and its round disposes of it.
+    Receipts,
     /// Accepted deltas keep the rules of intake.
     Acceptances,
     /// Refused uploads break the rule that their refusal names.
@@ -50,11 +52,15 @@ pub enum Check {
     Plan,
     /// The fold done again gives the next state.
     Fold,
+    /// Receipts prove that heads were anchored.
+    AnchorReceipts,
+    /// The log is the one whose heads were anchored.
+    AnchoredHeads,
 }
 
 impl Check {
     /// All of them, in order.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 22] = [
         Self::Format,
         Self::RoundsSignature,
         Self::SubmissionsSignature,
@@ -68,12 +74,15 @@ impl Check {
         Self::Statements,
         Self::Dispositions,
         Self::Derivation,
+        Self::Receipts,
         Self::Acceptances,
         Self::Refusals,
         Self::Descriptor,
         Self::Bytes,
         Self::Plan,
         Self::Fold,
+        Self::AnchorReceipts,
+        Self::AnchoredHeads,
     ];
 
     /// The name in reports and on the command line.
@@ -92,12 +101,15 @@ impl Check {
             Self::Statements => "statements",
             Self::Dispositions => "dispositions",
             Self::Derivation => "derivation",
+            Self::Receipts => "receipts",
             Self::Acceptances => "acceptances",
             Self::Refusals => "refusals",
             Self::Descriptor => "descriptor",
             Self::Bytes => "bytes",
             Self::Plan => "plan",
             Self::Fold => "fold",
+            Self::AnchorReceipts => "anchor-receipts",
+            Self::AnchoredHeads => "anchored-heads",
         }
     }
 
@@ -190,6 +202,8 @@ pub enum Verdict {
     Mismatch,
     /// A signature does not hold.
     BadSignature,
+    /// An anchor contradicts the log.
+    Contradiction,
 }
 
 /// The checks of one audit or bundle, under way.
@@ -262,6 +276,24 @@ impl Checklist {
         holds
     }
 
+    /// Takes over what came of the checks of one of several sides.
+    pub fn absorb(&mut self, side: &str, lines: &[Line]) {
+        let named = |text: &str| format!("{side}: {text}");
+        for line in lines {
+            if line.status == Status::NotRequired && line.not_done.is_empty() {
+                self.not_required(line.check);
+                continue;
+            }
+            let under = self.under(line.check);
+            under.begun = true;
+            under.checked += line.checked;
+            under.missing.extend(line.not_done.iter().map(|why| named(why)));
+            under.found += line.found;
+            let named = |f: &Finding| Finding { text: named(&f.text), ..f.clone() };
+            under.findings.extend(line.findings.iter().map(named));
+        }
+    }
+
     /// Nobody asks for it.
     pub fn not_required(&mut self, check: Check) {
         self.under(check).asked = false;
@@ -281,6 +313,11 @@ impl Checklist {
     /// How many things were found that speak against `check`.
     pub fn findings(&self, check: Check) -> u64 {
         self.lines.get(&check).map_or(0, |under| under.found)
+    }
+
+    /// The first things that were found to speak against `check`.
+    pub fn found_of(&self, check: Check) -> &[Finding] {
+        self.lines.get(&check).map_or(&[], |under| &under.findings)
     }
 
     /// What came of each, in the order of [`Check`].
@@ -309,6 +346,9 @@ pub fn verdict(lines: &[Line]) -> Verdict {
     let failed = |line: &&Line| line.status == Status::Failed;
     if lines.iter().filter(failed).any(|line| line.check.is_signature()) {
         return Verdict::BadSignature;
+    }
+    if lines.iter().filter(failed).any(|line| line.check == Check::AnchoredHeads) {
+        return Verdict::Contradiction;
     }
     if lines.iter().any(|line| failed(&line)) {
         return Verdict::Mismatch;

@@ -3,22 +3,26 @@
 //! Uploads are admitted again from the ledger's segments and its quarantine; what the admission would
 //! store goes nowhere.
 
-use std::{path::Path, sync::Arc};
+use std::{io, path::Path, sync::Arc};
 
 use super::checks::{Check, Checklist, Finding};
 use crate::{
     codec::layout::Layout,
-    import::source::{FileSource, Source},
+    import::source::Source,
     intake::{
         admit::{Admission, AdmitError, Expected},
-        native::{NativeAdmission, admit_segments},
+        native::{NativeAdmission, admit_segments_in},
     },
     ledger::{
         Ledger,
         import::{admit_gradient, admit_part},
     },
     store::{
-        StoreError, artifacts::StoredDelta, files::Nowhere, place::Place, quarantine, segment,
+        StoreError,
+        artifacts::StoredDelta,
+        files::{Files, Nowhere, ReadFile},
+        place::Place,
+        quarantine, segment,
     },
     types::{
         manifest::ManifestId,
@@ -30,6 +34,29 @@ use crate::{
 /// A refusal as it is compared: the code and the tensor. The texts are for people.
 fn same(a: &Refusal, b: &Refusal) -> bool {
     (a.code, &a.tensor) == (b.code, &b.tensor)
+}
+
+/// A kept upload, wherever the ledger lies.
+struct Kept {
+    file: Arc<dyn ReadFile>,
+    bytes: u64,
+}
+
+impl Kept {
+    fn open(files: &dyn Files, path: &Path) -> io::Result<Self> {
+        let file = files.open(path)?;
+        Ok(Self { bytes: file.len()?, file })
+    }
+}
+
+impl Source for Kept {
+    fn len(&self) -> u64 {
+        self.bytes
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
 }
 
 /// Admits the uploads of a round's window again.
@@ -79,7 +106,9 @@ impl<'a> Intake<'a> {
             return unread(list, check, round, index, &error);
         }
         let dir = segment::place::delta(&place.root, id.root);
-        let admitted = match admit_segments(&dir, self.expected(round), &self.nowhere, "delta") {
+        let expected = self.expected(round);
+        let admitted = admit_segments_in(&*place.files, &dir, expected, &self.nowhere, "delta");
+        let admitted = match admitted {
             Ok(admitted) => admitted,
             Err(error) => return unread(list, check, round, index, &error),
         };
@@ -118,7 +147,7 @@ impl<'a> Intake<'a> {
             Err(error) => return unread(list, check, round, index, &error.into()),
         }
         let path = quarantine::path_of(&place.root, round, sha256);
-        let admitted = FileSource::open(&path)
+        let admitted = Kept::open(&*place.files, &path)
             .map_err(AdmitError::Read)
             .and_then(|source| self.admit(&(Arc::new(source) as Arc<dyn Source>), fetched, said));
         match admitted {

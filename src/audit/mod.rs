@@ -5,13 +5,20 @@
 //!
 //! Trust: keys come from the auditor. What a ledger says of its own key proves nothing.
 
+pub mod anchors;
 pub mod archive;
 pub mod bundle;
 pub mod checks;
 pub mod deltas;
+pub mod dispute;
+pub mod evidence;
+pub mod fold_rows;
 pub mod heads;
 pub mod pieces;
 pub mod prove;
+pub mod prove_evidence;
+pub mod prove_fold;
+pub mod receipts;
 pub mod report;
 pub mod run;
 pub mod sample;

@@ -310,7 +310,8 @@ impl Opened<'_> {
             tensor.rows.0 = wanted;
         }
         let how: (Step, cpu::Path) = (self.step, self.round.fold.path);
-        let folded = fold_piece(tensor.layout, piece, state, &tensor.rows.1, &tensor.levels, how);
+        let rows = (&tensor.rows.0[..], &tensor.rows.1[..]);
+        let folded = fold_piece(tensor.layout, piece, state, rows, &tensor.levels, how);
         folded.map_err(|source| {
             let first_block = tensor.rows.0.first().map_or(0, |run| run.first_block);
             let tensor = tensor.layout.name.clone();
@@ -370,10 +371,30 @@ pub fn note(
 ) {
     let (check, mismatch) = filed(error);
     if mismatch {
-        let tensor = tensor.map(str::to_owned);
+        let (named, numbered) = place(error);
+        let (tensor, piece) = (tensor.map(str::to_owned).or(named), piece.or(numbered));
         list.found(check, Finding { tensor, piece, ..Finding::in_round(round, error) });
     } else {
         list.missing(check, format!("round {round}: {error}"));
+    }
+}
+
+/// Tensor and piece that a disagreement is about.
+fn place(error: &LedgerError) -> (Option<String>, Option<u64>) {
+    use crate::ledger::check::Disagreement;
+    let LedgerError::Disagrees(found) = error else { return (None, None) };
+    let of_element = |element: u64| element / (PIECE_BYTES / 4);
+    match &**found {
+        Disagreement::Piece { tensor, piece, .. } => (Some(tensor.clone()), Some(*piece)),
+        Disagreement::Tensor { tensor, .. } => (Some(tensor.clone()), None),
+        Disagreement::NonFinite { tensor, element, .. } => {
+            (Some(tensor.clone()), Some(of_element(*element)))
+        }
+        // The witness that is claimed, or the element that should have been.
+        Disagreement::Skipped { tensor, expected, found, .. } => {
+            (Some(tensor.clone()), found.or(*expected).map(of_element))
+        }
+        _ => (None, None),
     }
 }
 

@@ -6,7 +6,7 @@
 use std::io::Write;
 
 use crate::{
-    ledger::{At, Ledger, LedgerError, check},
+    ledger::{At, Ledger, LedgerError, check, submit::Receipt},
     merkle::{
         manifest::manifest_leaves,
         pieces::{piece_length, piece_proof},
@@ -19,15 +19,21 @@ use crate::{
         log::LogReader,
         segment::{self, LogicalBytes},
     },
-    types::{digest::Digest, json, manifest::PIECE_BYTES, progress::Progress},
+    types::{
+        digest::Digest,
+        json::{self, JsonError},
+        manifest::{PIECE_BYTES, group},
+        progress::Progress,
+    },
 };
 
 use super::{
     archive::ArchiveError,
     bundle::{
-        Claim, Disposed, HeadsClaim, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim,
-        TreeProof, write,
+        Claim, Disposed, PieceClaim, RoundClaim, SubmissionClaim, TensorClaim, TreeProof, write,
     },
+    prove_evidence::{prove_receipt, prove_records, prove_refusal, receipt_members},
+    prove_fold::prove_fold,
 };
 
 /// Bytes of a tensor that are written at once.
@@ -50,6 +56,18 @@ pub enum ProveBundleError {
     NoSubmission { index: u64, size: u64 },
     #[error(transparent)]
     Tree(#[from] ProveError<NoNode>),
+    #[error("the rule does not fold tensor {position} of the manifest, or it has no piece {piece}")]
+    NotFolded { position: usize, piece: u64 },
+    #[error("submission {index} is no delta of this model")]
+    NoDelta { index: u64 },
+    #[error("the plan of round {round} is not stored")]
+    NoPlan { round: u64 },
+    #[error("a stored disposition: {0}")]
+    Disposition(JsonError),
+    #[error("the receipt: {0}")]
+    Receipt(JsonError),
+    #[error("the bytes that decide are {bytes}, more than a bundle holds in memory")]
+    Long { bytes: u64 },
 }
 
 impl From<StoreError> for ProveBundleError {
@@ -69,9 +87,37 @@ pub enum Target {
     Submission(u64),
     /// A round.
     Round(u64),
+    /// That the record of a round continues the one before.
+    Records(u64),
+    /// What came of the entry that a receipt was given for.
+    Receipt(Box<Receipt>),
+    /// The bytes that decide about the refusal of a signed submission.
+    Refusal(u64),
+    /// The fold of a round: position of the tensor in the manifest, and the piece.
+    Fold(u64, usize, u64),
 }
 
-type Members = Vec<(&'static str, Vec<u8>)>;
+impl Target {
+    /// The fold of a piece of the tensor called `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`ProveBundleError::NoTensor`], or that the state's manifest does not read.
+    pub fn fold(
+        ledger: &Ledger,
+        round: u64,
+        name: &str,
+        piece: u64,
+    ) -> Result<Self, ProveBundleError> {
+        let state = ledger.checkpoint(ledger.state(At::Round(round))?)?;
+        let position = state.manifest().position(group::WEIGHTS, name);
+        let missing = || ProveBundleError::NoTensor { name: name.to_owned() };
+        Ok(Self::Fold(round, position.ok_or_else(missing)?, piece))
+    }
+}
+
+/// Members of a bundle, in order.
+pub(super) type Members = Vec<(&'static str, Vec<u8>)>;
 
 /// Writes the bundle of `target` to `to`.
 ///
@@ -88,25 +134,12 @@ pub fn prove<W: Write>(
         Target::Piece(at, name, piece) => prove_piece(ledger, *at, name, *piece, to),
         Target::Tensor(at, name) => prove_tensor(ledger, *at, name, to, progress),
         Target::Submission(index) => prove_submission(ledger, *index, to),
-        Target::Round(round) => prove_round(ledger, *round, to),
+        Target::Round(round) => prove_round(ledger, *round, None, to),
+        Target::Records(round) => prove_records(ledger, *round, to),
+        Target::Receipt(receipt) => prove_receipt(ledger, receipt, to),
+        Target::Refusal(index) => prove_refusal(ledger, *index, to),
+        Target::Fold(round, tensor, piece) => prove_fold(ledger, *round, *tensor, *piece, to),
     }
-}
-
-/// Writes the bundle of two signed heads of one log, with the consistency proof between them; none
-/// is needed where they contradict each other.
-///
-/// # Errors
-///
-/// [`ArchiveError`].
-pub fn prove_heads<W: Write>(
-    a: &[u8],
-    b: &[u8],
-    proof: Vec<Digest>,
-    to: W,
-) -> Result<W, ProveBundleError> {
-    let claim = Claim::Heads(HeadsClaim { proof });
-    let members = [("a.note", a.to_vec()), ("b.note", b.to_vec())];
-    Ok(write(to, &claim, &members)?.finish()?)
 }
 
 /// An entry and its proof under the published head.
@@ -122,7 +155,7 @@ pub fn log_members(
     Ok(vec![(names[0], entry), (names[1], proof.to_text().into_bytes())])
 }
 
-const RECORD: [&str; 2] = ["record.json", "record.tlog-proof"];
+pub(super) const RECORD: [&str; 2] = ["record.json", "record.tlog-proof"];
 
 fn round_number(at: At) -> Option<u64> {
     match at {
@@ -188,7 +221,7 @@ fn prove_piece<W: Write>(
     Ok(write(to, &claim, &described.members)?.finish()?)
 }
 
-fn read(reader: &mut ArtifactReader, bytes: u64) -> Result<Vec<u8>, StoreError> {
+pub(super) fn read(reader: &mut ArtifactReader, bytes: u64) -> Result<Vec<u8>, StoreError> {
     let mut buffer = vec![0; usize::try_from(bytes).expect("some megabytes at most")];
     reader.read_exact(&mut buffer)?;
     Ok(buffer)
@@ -221,7 +254,7 @@ fn prove_tensor<W: Write>(
     Ok(archive.finish()?)
 }
 
-fn genesis_members(ledger: &Ledger) -> Result<Members, ProveBundleError> {
+pub(super) fn genesis_members(ledger: &Ledger) -> Result<Members, ProveBundleError> {
     log_members(ledger.rounds_log(), 0, ["genesis.json", "genesis.tlog-proof"])
 }
 
@@ -256,41 +289,55 @@ fn prove_submission<W: Write>(ledger: &Ledger, index: u64, to: W) -> Result<W, P
     Ok(write(to, &claim, &members)?.finish()?)
 }
 
-fn prove_round<W: Write>(ledger: &Ledger, round: u64, to: W) -> Result<W, ProveBundleError> {
-    let position = ledger.position(round)?;
-    let sealed = &ledger.sealed()[position];
-    let (window, log) = (sealed.record.submissions, ledger.submissions_log());
+/// The genesis, the record of a round, and the one before it, if there is one.
+pub(super) fn record_members(
+    ledger: &Ledger,
+    position: usize,
+) -> Result<(Members, bool), ProveBundleError> {
     let mut members = genesis_members(ledger)?;
     let before = position.checked_sub(1).map(|at| &ledger.sealed()[at]);
     if let Some(before) = before {
         let names = ["previous.json", "previous.tlog-proof"];
         members.extend(log_members(ledger.rounds_log(), before.index, names)?);
     }
-    members.extend(log_members(ledger.rounds_log(), sealed.index, RECORD)?);
-    let mut lines = Vec::new();
-    for entry in log.entries(window.start..window.end).map_err(StoreError::from)? {
-        lines.extend(entry.map_err(StoreError::from)?);
-        lines.push(b'\n');
+    members.extend(log_members(ledger.rounds_log(), ledger.sealed()[position].index, RECORD)?);
+    Ok((members, before.is_some()))
+}
+
+pub(super) fn prove_round<W: Write>(
+    ledger: &Ledger,
+    round: u64,
+    receipt: Option<&Receipt>,
+    to: W,
+) -> Result<W, ProveBundleError> {
+    let position = ledger.position(round)?;
+    let sealed = &ledger.sealed()[position];
+    let (window, log) = (sealed.record.submissions, ledger.submissions_log());
+    let (mut members, follows) = record_members(ledger, position)?;
+    if let Some(receipt) = receipt {
+        members.extend(receipt_members(receipt, ["receipt.json", "receipt.tlog-proof"]));
     }
-    members.push(("submissions.jsonl", lines));
-    let line = |entry: Vec<u8>| [entry, b"\n".to_vec()].concat();
-    let entries = dispositions(ledger, position)?;
-    members.push(("dispositions.jsonl", entries.into_iter().flat_map(line).collect()));
-    let plan = stored_plan(ledger, sealed);
+    let entries = log.entries(window.start..window.end).map_err(StoreError::from)?;
+    let entries = entries.collect::<Result<Vec<_>, _>>().map_err(StoreError::from)?;
+    members.push(("submissions.jsonl", jsonl(entries)));
+    members.push(("dispositions.jsonl", jsonl(dispositions(ledger, position)?)));
+    let plan = stored_plan(ledger, sealed).filter(|_| receipt.is_none());
     let has_plan = plan.is_some();
     members.extend(plan.map(|bytes| ("plan", bytes)));
-    let claim = Claim::Round(RoundClaim {
-        round,
-        follows: before.is_some(),
-        edge: log.edge_at(window.start).map_err(StoreError::from)?,
-        plan: has_plan,
-    });
+    let edge = log.edge_at(window.start).map_err(StoreError::from)?;
+    let claim = RoundClaim { round, follows, edge, plan: has_plan };
+    let claim = if receipt.is_some() { Claim::Receipt(claim) } else { Claim::Round(claim) };
     Ok(write(to, &claim, &members)?.finish()?)
+}
+
+/// A line for each.
+pub(super) fn jsonl(lines: impl IntoIterator<Item = Vec<u8>>) -> Vec<u8> {
+    lines.into_iter().flat_map(|line| [line, b"\n".to_vec()].concat()).collect()
 }
 
 /// The entries that give the record's root: as stored, else derived again. Those of a record that
 /// lies are stored alone, and its bundle shows the lie.
-fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, LedgerError> {
+pub(super) fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, LedgerError> {
     let id = &ledger.sealed()[position].record.dispositions;
     let (files, root) = (&*ledger.place().files, &ledger.place().root);
     let stored = segment::dispositions::read_entries(files, root, id).unwrap_or_default();
@@ -303,7 +350,7 @@ fn dispositions(ledger: &Ledger, position: usize) -> Result<Vec<Vec<u8>>, Ledger
 }
 
 /// The plan's bytes, where they are stored.
-fn stored_plan(ledger: &Ledger, sealed: &crate::ledger::Sealed) -> Option<Vec<u8>> {
+pub(super) fn stored_plan(ledger: &Ledger, sealed: &crate::ledger::Sealed) -> Option<Vec<u8>> {
     let (files, root) = (&*ledger.place().files, &ledger.place().root);
     let bins = 1 << ledger.rule().code_bits();
     let stored = segment::plan::open(files, root, &sealed.record.plan, bins).ok()?;

@@ -4,8 +4,11 @@
 
 use serde::Serialize;
 
-use super::checks::{Line, Verdict, verdict};
-use crate::{merkle::head::TreeHead, types::digest::Digest};
+use super::{
+    anchors::AnchorsReport,
+    checks::{Line, Verdict, verdict},
+};
+use crate::{ledger::submit::Receipt, merkle::head::TreeHead, types::digest::Digest};
 
 /// What a report says it is.
 pub const FORMAT: &str = "gradledger-report/1";
@@ -25,6 +28,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// Each of them.
     pub checks: Vec<Line>,
+    /// What anchors show, where there are any.
+    pub anchors: Option<AnchorsReport>,
     /// What can be shown to others: not part of the document.
     #[serde(skip)]
     pub evidence: Vec<Evidence>,
@@ -46,6 +51,23 @@ pub enum Evidence {
     },
     /// The bundle of this round is refuted by its own entries.
     Round(u64),
+    /// The record of this round does not continue the one before.
+    Records(u64),
+    /// The record of its round leaves out the entry that this receipt was given for.
+    Receipt(Receipt),
+    /// The log holds another entry in the place of the one that this receipt was given for.
+    ReceiptFork(Receipt),
+    /// The signed submission at this index was refused for a fault that it does not have.
+    Refusal(u64),
+    /// A piece of the state after a round does not follow.
+    Fold {
+        /// The round.
+        round: u64,
+        /// The tensor's name.
+        tensor: String,
+        /// The piece of it.
+        piece: u64,
+    },
 }
 
 /// The ledger as its heads have it.
@@ -155,6 +177,7 @@ impl Report {
             trust,
             verdict,
             checks,
+            anchors: None,
             evidence: Vec::new(),
             run: None,
         }

@@ -7,31 +7,37 @@
 //! Cost: a whole audit reads every delta twice and folds every round; a sample reads what its pieces
 //! need.
 
-use std::{collections::BTreeSet, ops::RangeInclusive, path::Path, sync::Arc};
+mod contents;
+
+use std::{ops::RangeInclusive, path::Path, sync::Arc};
 
 use super::{
+    anchors::check_anchors,
     checks::{Check, Checklist, Finding},
-    deltas::Intake,
     heads::{KeptHeads, check_continues},
-    pieces::{Population, SampledRound, note},
-    report::{Evidence, Report, SampleView, Scope, Subject, TrustView},
-    sample::{draw, shares},
+    receipts::check_receipts,
+    report::{Evidence, Report, Scope, Subject, TrustView},
     trust::Trust,
 };
 use crate::{
-    codec::layout::Layout,
     ledger::{
         Ledger, LedgerError,
+        anchored::AnchorTrust,
         check::{
             Before, CheckedRound, check_dispositions, check_record, check_rotations,
             check_statement, check_window, derive,
         },
-        replay::{ReplayOptions, replay, stored_plan},
         seal::FoldOptions,
+        submit::Receipt,
         thread_pool,
     },
     merkle::{head::TreeHead, note::SignedNote},
-    store::{StoreError, files::Files, log::LogError, segment},
+    store::{
+        StoreError,
+        files::{Disk, Files},
+        log::LogError,
+        segment,
+    },
     types::{json, progress::Progress, submission::Submission},
 };
 
@@ -46,14 +52,32 @@ pub struct AuditOptions<'a> {
     pub sample: Option<(u64, Vec<u8>)>,
     /// A sample, too, derives plans from whole deltas.
     pub plan: bool,
-    /// Where the auditor keeps the newest head of each log.
+    /// Where the auditor keeps the newest head of each log: on the local disk, wherever the ledger is.
     pub heads: Option<&'a Path>,
+    /// Receipts that the auditor holds.
+    pub receipts: Vec<Receipt>,
+    /// How anchors are judged.
+    pub anchors: AnchorOptions<'a>,
     /// How to fold.
     pub fold: FoldOptions,
 }
 
+/// How an audit judges anchors. Contradictions always count.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct AnchorOptions<'a> {
+    /// What is known of the chain from elsewhere.
+    pub trust: AnchorTrust<'a>,
+    /// Receipts are required, and have to prove what they say.
+    pub required: bool,
+    /// Takes blocks that no authority set signed for.
+    pub included: bool,
+    /// In which blocks every commitment of the hotkey should be accounted for; none means from the
+    /// first receipt to the last.
+    pub blocks: Option<(u32, u32)>,
+}
+
 /// What an audit checks.
-const CHECKS: [Check; 16] = [
+const CHECKS: [Check; 19] = [
     Check::RoundsSignature,
     Check::SubmissionsSignature,
     Check::Witnesses,
@@ -65,18 +89,21 @@ const CHECKS: [Check; 16] = [
     Check::Statements,
     Check::Dispositions,
     Check::Derivation,
+    Check::Receipts,
     Check::Acceptances,
     Check::Refusals,
     Check::Descriptor,
     Check::Plan,
     Check::Fold,
+    Check::AnchorReceipts,
+    Check::AnchoredHeads,
 ];
 
 /// Those of them that look at each round.
 const OF_ROUNDS: [Check; 5] =
     [Check::Records, Check::Windows, Check::Statements, Check::Dispositions, Check::Derivation];
 
-/// Audits the ledger in `root`.
+/// Audits the ledger in `root`: a directory's, or a server's through [`crate::store::remote`].
 ///
 /// # Errors
 ///
@@ -101,7 +128,7 @@ pub fn audit(
     };
     let positions = positions(&ledger, options.rounds.as_ref())?;
     let pool = thread_pool(options.fold.threads)?;
-    let mut evidence = Vec::new();
+    let (mut evidence, mut anchors) = (Vec::new(), None);
     let scope = pool.install(|| {
         let evidence = &mut evidence;
         let mut audit = Audit { ledger: &ledger, options, list: &mut list, evidence, progress };
@@ -115,7 +142,11 @@ pub fn audit(
         }
         let rounds: Vec<_> =
             positions.clone().map(|position| (position, audit.round(position))).collect();
-        audit.contents(&positions, &rounds)
+        let scope = audit.contents(&positions, &rounds)?;
+        audit.receipts(trust);
+        audit.pieces();
+        anchors = check_anchors(audit.list, audit.ledger, &audit.options.anchors)?;
+        Ok::<_, LedgerError>(scope)
     })?;
     if let Some(dir) = options.heads {
         keep_heads(&ledger, &list, dir)?;
@@ -127,7 +158,7 @@ pub fn audit(
         submissions: ledger.submissions_log().head().into(),
     };
     let report = Report::new(Some(subject), scope, trust_view(trust), list.lines());
-    Ok(Report { evidence, ..report })
+    Ok(Report { evidence, anchors, ..report })
 }
 
 /// Under which check it falls that a ledger does not open.
@@ -179,7 +210,7 @@ fn trust_view(trust: &Trust) -> TrustView {
 
 /// Keeps the heads that were found signed, consistent and borne out by their logs.
 fn keep_heads(ledger: &Ledger, list: &Checklist, dir: &Path) -> Result<(), LedgerError> {
-    let kept = KeptHeads::new(&*ledger.place().files, dir);
+    let kept = KeptHeads::new(&Disk, dir);
     if list.failed(Check::Consistency) {
         return Ok(());
     }
@@ -234,7 +265,7 @@ impl Audit<'_> {
             self.list.not_required(Check::Consistency);
             return Ok(());
         };
-        let kept = KeptHeads::new(&*ledger.place().files, dir);
+        let kept = KeptHeads::new(&Disk, dir);
         let mut any = false;
         for log in [rounds, submissions] {
             let Some(note) = kept.load(&log.head().origin)? else { continue };
@@ -274,18 +305,49 @@ impl Audit<'_> {
         }
     }
 
-    /// What follows about a round from the logs alone. What does not is evidence: the round's bundle.
+    /// What follows about a round from the logs alone. What does not may be shown to others: the
+    /// records, or the round with all its entries.
     fn round(&mut self, position: usize) -> Followed {
-        const FROM_THE_LOG: [Check; 4] =
-            [Check::Records, Check::Windows, Check::Statements, Check::Derivation];
-        let found = |list: &Checklist| FROM_THE_LOG.map(|check| list.findings(check));
+        const OF_RECORDS: [Check; 2] = [Check::Records, Check::Windows];
+        const OF_ENTRIES: [Check; 2] = [Check::Statements, Check::Derivation];
+        let found = |list: &Checklist| {
+            [OF_RECORDS, OF_ENTRIES].map(|checks| checks.map(|check| list.findings(check)))
+        };
         let before = found(self.list);
         let followed = self.follow(position);
-        if found(self.list) != before {
-            let round = self.ledger.sealed()[position].record.round;
+        let [records, entries] = found(self.list);
+        let round = self.ledger.sealed()[position].record.round;
+        if records != before[0] {
+            self.evidence.push(Evidence::Records(round));
+        }
+        if entries != before[1] {
             self.evidence.push(Evidence::Round(round));
         }
         followed
+    }
+
+    /// What was promised to those whose receipts the auditor holds.
+    fn receipts(&mut self, trust: &Trust) {
+        let receipts = &self.options.receipts;
+        if receipts.is_empty() {
+            return self.list.not_required(Check::Receipts);
+        }
+        self.evidence.extend(check_receipts(self.list, self.ledger, receipts, trust));
+    }
+
+    /// Each piece that was found not to follow, and each false refusal, may be shown to others.
+    fn pieces(&mut self) {
+        let refusals = self.list.found_of(Check::Refusals).iter().filter_map(|found| found.index);
+        self.evidence.extend(refusals.map(Evidence::Refusal));
+        for finding in self.list.found_of(Check::Fold) {
+            let Finding { round: Some(round), tensor: Some(tensor), piece: Some(piece), .. } =
+                finding
+            else {
+                continue;
+            };
+            let (round, tensor, piece) = (*round, tensor.clone(), *piece);
+            self.evidence.push(Evidence::Fold { round, tensor, piece });
+        }
     }
 
     fn follow(&mut self, position: usize) -> Followed {
@@ -350,188 +412,5 @@ impl Audit<'_> {
             }
             Err(error) => self.stored(check, Some(record.round), &error),
         }
-    }
-
-    /// Deltas, refusals, plan and fold.
-    fn contents(
-        &mut self,
-        positions: &std::ops::Range<usize>,
-        rounds: &[(usize, Followed)],
-    ) -> Result<Scope, LedgerError> {
-        let round = |position: usize| self.ledger.sealed()[position].record.round;
-        let last = positions.end.checked_sub(1).filter(|last| *last >= positions.start);
-        let mut scope = Scope {
-            rounds: last.map(|last| (round(positions.start), round(last))),
-            count: positions.len() as u64,
-            tensor: self.options.tensor.clone(),
-            sample: None,
-        };
-        if self.options.sample.is_none() {
-            self.states(positions);
-        }
-        let Some(layout) = self.layout() else {
-            let all =
-                [Check::Acceptances, Check::Refusals, Check::Descriptor, Check::Plan, Check::Fold];
-            for check in all {
-                self.list.missing(check, "no state's manifest can be read");
-            }
-            return Ok(scope);
-        };
-        if let Some(name) = &self.options.tensor
-            && layout.find(name).is_none()
-        {
-            return Err(LedgerError::NoTensor { name: name.clone() });
-        }
-        match &self.options.sample {
-            None => {
-                self.intake(&layout, rounds);
-                self.replay(positions);
-                self.stored_plans(&layout, rounds);
-            }
-            Some((count, seed)) => {
-                scope.sample = Some(self.sample(&layout, rounds, *count, seed));
-            }
-        }
-        Ok(scope)
-    }
-
-    /// The model as the rule sees it: names and shapes never change in a run, so any state will do.
-    fn layout(&self) -> Option<Layout> {
-        let ledger = self.ledger;
-        let states = ledger.sealed().iter().map(|sealed| sealed.record.next);
-        [ledger.genesis().model].into_iter().chain(states).find_map(|state| {
-            let checkpoint = ledger.checkpoint(state).ok()?;
-            Layout::of(checkpoint.manifest(), ledger.rule()).ok()
-        })
-    }
-
-    /// Descriptors and piece digests of each state give its root.
-    fn states(&mut self, positions: &std::ops::Range<usize>) {
-        let ledger = self.ledger;
-        let ids = ledger.sealed()[positions.clone()]
-            .iter()
-            .map(|s| (Some(s.record.round), s.record.next));
-        let all: Vec<_> = [(None, ledger.genesis().model)].into_iter().chain(ids).collect();
-        for (round, id) in all {
-            let read = ledger.checkpoint(id).and_then(|state| {
-                let tensors = 0..state.manifest().descriptors().len();
-                tensors.into_iter().try_for_each(|position| state.digests(position).map(drop))
-            });
-            match read {
-                Ok(()) => self.list.checked(Check::Descriptor, 1),
-                Err(error) => self.stored(Check::Descriptor, round, &error),
-            }
-        }
-    }
-
-    /// Stored plans, where they are there, are those of the records. Nothing rests on them here; a
-    /// replay of one tensor and a sample do.
-    fn stored_plans(&mut self, layout: &Layout, rounds: &[(usize, Followed)]) {
-        for (position, followed) in rounds {
-            let Some(Window { checked, follows: true, .. }) = followed else { continue };
-            let record = &self.ledger.sealed()[*position].record;
-            match stored_plan(self.ledger, layout, record, checked.deltas.len()) {
-                Err(LedgerError::Store(error)) if !error.is_mismatch() => {}
-                outcome => {
-                    self.say(Check::Plan, record.round, outcome.map(drop));
-                }
-            }
-        }
-    }
-
-    fn intake(&mut self, layout: &Layout, rounds: &[(usize, Followed)]) {
-        let intake = Intake::new(self.ledger, layout);
-        // Nothing submitted is nothing wrong.
-        self.list.all_checked(&[Check::Acceptances, Check::Refusals], 0);
-        for (position, followed) in rounds {
-            let Some(Window { submissions, .. }) = followed else {
-                let round = self.ledger.sealed()[*position].record.round;
-                for check in [Check::Acceptances, Check::Refusals] {
-                    self.list.missing(check, format!("the window of round {round} does not read"));
-                }
-                continue;
-            };
-            for (index, submission) in submissions {
-                intake.check(self.list, *index, submission);
-            }
-        }
-    }
-
-    /// All rounds in one go; where that fails, each alone, so that every one is named.
-    fn replay(&mut self, positions: &std::ops::Range<usize>) {
-        let numbers: Vec<u64> =
-            self.ledger.sealed()[positions.clone()].iter().map(|s| s.record.round).collect();
-        let (Some(first), Some(last)) = (numbers.first(), numbers.last()) else {
-            self.list.all_checked(&[Check::Plan, Check::Fold], 0);
-            return;
-        };
-        if self.fold(*first..=*last).is_ok() {
-            let count = numbers.len() as u64;
-            self.list.all_checked(&[Check::Plan, Check::Fold], count);
-            return;
-        }
-        for round in numbers {
-            match self.fold(round..=round) {
-                Ok(()) => self.list.all_checked(&[Check::Plan, Check::Fold], 1),
-                Err(error) => {
-                    note(self.list, round, None, None, &error);
-                    // The plan comes before the fold; what did not come to its end was not done.
-                    for check in [Check::Plan, Check::Fold] {
-                        let why = format!("round {round} could not be folded to its end");
-                        self.list.missing(check, why);
-                    }
-                }
-            }
-        }
-    }
-
-    fn fold(&self, rounds: RangeInclusive<u64>) -> Result<(), LedgerError> {
-        let (tensor, fold) = (self.options.tensor.clone(), self.options.fold);
-        let options = ReplayOptions { rounds, tensor, fold };
-        replay(self.ledger, &options, self.progress).map(drop)
-    }
-
-    fn sample(
-        &mut self,
-        layout: &Layout,
-        rounds: &[(usize, Followed)],
-        count: u64,
-        seed: &[u8],
-    ) -> SampleView {
-        let population = Population::new(layout, self.options.tensor.as_deref());
-        let (each, of) = (population.pieces(), population.pieces() * rounds.len() as u64);
-        let drawn = draw(seed, count, of);
-        let count = drawn.len() as u64;
-        for check in [Check::Acceptances, Check::Refusals] {
-            self.list.missing(check, "a sample does not read whole uploads");
-        }
-        if rounds.is_empty() {
-            self.list.all_checked(&[Check::Plan, Check::Fold], 0);
-        }
-        self.progress.begin("audit", count * crate::types::manifest::PIECE_BYTES);
-        for (at, (position, followed)) in rounds.iter().enumerate() {
-            let start = at as u64 * each;
-            let numbers: BTreeSet<u64> =
-                drawn.range(start..start + each).map(|number| number - start).collect();
-            if numbers.is_empty() && !self.options.plan {
-                self.list.missing(Check::Plan, "norms need whole deltas: --plan reads them");
-                continue;
-            }
-            let record = &self.ledger.sealed()[*position].record;
-            let Some(Window { checked, follows: true, .. }) = followed else {
-                for check in [Check::Plan, Check::Fold] {
-                    let why = format!("round {} does not follow from the log", record.round);
-                    self.list.missing(check, why);
-                }
-                continue;
-            };
-            let (ledger, fold) = (self.ledger, self.options.fold);
-            let round = SampledRound { ledger, layout, record, checked, fold };
-            let plan = self.options.plan;
-            round.check(self.list, &population, &numbers, plan, self.progress);
-        }
-        self.progress.end();
-        let seed = seed.iter().map(|byte| format!("{byte:02x}")).collect();
-        SampleView { pieces: count, of, seed, missed: shares(count, of) }
     }
 }

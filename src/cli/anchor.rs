@@ -6,19 +6,20 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
-use gradledger_anchor::{exclusive::Coverage, grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
+use gradledger_anchor::{grandpa::AuthoritySet, hash::Hex, receipt::Receipt};
 use serde::Serialize;
 
 use crate::{
-    anchor::{Chain, file::FileChain},
-    import::wallet::ss58,
+    anchor::{Chain, Witness, file::FileChain},
+    codec::ss58,
     ledger::{
         Ledger, LedgerError,
         anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
         anchored::{
-            AnchorTrust, AnchorView, AnchorsView, Finality, PlaceBy, Relation, SealedBetween,
-            exclusive, judge, judge_all, sealed_between,
+            AnchorTrust, AnchorView, AnchorsView, ExclusiveView, Finality, PlaceBy, Relation,
+            SealedBetween, exclusive_view, judge, judge_all, sealed_between,
         },
+        witness::{JustifyLine, LiveSlot, LiveView, compare, justify},
         writer::LedgerWriter,
     },
     store::{
@@ -46,6 +47,26 @@ pub struct AnchorArgs {
 enum AnchorCommand {
     /// Judges receipts offline: one, or all of a ledger.
     Verify(VerifyArgs),
+    /// Fetches for a ledger's receipts the justifications that came after their blocks.
+    Justify(JustifyArgs),
+}
+
+#[derive(Debug, Args)]
+struct JustifyArgs {
+    /// The ledger.
+    ledger: PathBuf,
+    /// A node of the chain that keeps the blocks from the receipts on (needs a build with `--features
+    /// chain`).
+    #[arg(long, value_name = "URL")]
+    endpoint: String,
+    /// The GRANDPA authorities: what they did not sign is refused.
+    #[arg(long, value_name = "FILE")]
+    authorities: Option<PathBuf>,
+    #[command(flatten)]
+    log_key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, Args)]
@@ -100,6 +121,22 @@ struct VerifyArgs {
     /// The ledger that a receipt is compared with.
     #[arg(long)]
     ledger: Option<PathBuf>,
+    #[command(flatten)]
+    trust: AnchorTrustArgs,
+    /// Compares the receipts with what this node shows now (needs a build with `--features chain`).
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Between which blocks this round was sealed [default: every round].
+    #[arg(long)]
+    round: Option<u64>,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+/// What an auditor knows of the chain from elsewhere.
+#[derive(Debug, Args)]
+pub struct AnchorTrustArgs {
     /// The GRANDPA authorities: JSON, `{"set_id":N,"authorities":[{"key":HEX,"weight":1},..]}`.
     #[arg(long, value_name = "FILE")]
     authorities: Option<PathBuf>,
@@ -115,16 +152,33 @@ struct VerifyArgs {
     /// Who anchors: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = address, requires = "genesis")]
     hotkey: Option<Digest>,
-    /// Between which blocks this round was sealed [default: every round].
-    #[arg(long)]
-    round: Option<u64>,
     /// Whether the hotkey committed to nothing else in these blocks [default: from the first receipt
     /// to the last].
     #[arg(long, value_name = "A..B")]
     blocks: Option<BlockRange>,
-    /// One JSON document on stdout.
-    #[arg(long)]
-    json: bool,
+}
+
+impl AnchorTrustArgs {
+    /// Chain, subnet and hotkey, if they were given.
+    pub fn place(&self) -> Option<AnchorPlace> {
+        let (chain_genesis, netuid) = (self.genesis?, self.netuid?);
+        Some(AnchorPlace { netuid, chain_genesis, hotkey: self.hotkey? })
+    }
+
+    /// Who signs for blocks, if that was given.
+    pub fn authorities(&self) -> Result<Option<AuthoritySet>, CliError> {
+        self.authorities.as_deref().map(read_authorities).transpose()
+    }
+
+    /// Whether the operator's word for blocks is taken.
+    pub fn included(&self) -> bool {
+        self.included
+    }
+
+    /// The blocks that are asked about.
+    pub fn blocks(&self) -> Option<(u32, u32)> {
+        self.blocks.map(|range| (range.first, range.last))
+    }
 }
 
 /// `A..B`, both ends included.
@@ -158,7 +212,8 @@ pub fn address(text: &str) -> Result<Digest, String> {
 
 pub fn anchor(args: &AnchorArgs, progress: &dyn Progress) -> Result<(), CliError> {
     match &args.command {
-        Some(AnchorCommand::Verify(args)) => verify(args),
+        Some(AnchorCommand::Verify(args)) => verify(args, progress),
+        Some(AnchorCommand::Justify(args)) => fetch_justifications(args, progress),
         None => put_head(&args.put, progress),
     }
 }
@@ -264,11 +319,39 @@ fn connect(_: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
     Err(CliError::NoChain)
 }
 
+#[cfg(feature = "chain")]
+fn ask(endpoint: &str, progress: &dyn Progress) -> Result<Box<dyn Witness>, CliError> {
+    use crate::{anchor::node::Node, ledger::anchor::AnchorStepError};
+    let node = Node::connect(endpoint, progress);
+    Ok(Box::new(node.map_err(|error| LedgerError::from(AnchorStepError::from(error)))?))
+}
+
+#[cfg(not(feature = "chain"))]
+fn ask(_: &str, _: &dyn Progress) -> Result<Box<dyn Witness>, CliError> {
+    Err(CliError::NoChain)
+}
+
+fn fetch_justifications(args: &JustifyArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
+    let mut node = ask(&args.endpoint, progress)?;
+    let mut writer = LedgerWriter::open(&args.ledger, args.log_key.log_key_file.as_deref())?;
+    let report = justify(&mut writer, &mut *node, authorities.as_ref(), progress)?;
+    print(args.json, &report, || {
+        let line = |line: &JustifyLine| {
+            let JustifyLine { size, shown_at, finality, changed } = line;
+            let how = if *changed { "justification fetched" } else { "as before" };
+            format!("anchor  {size:>6} entries  block {}  {finality:?}  {how}\n", shown_at.number)
+        };
+        report.receipts.iter().map(line).collect()
+    })
+}
+
 #[derive(Serialize)]
 struct VerifyDocument {
     checks: Vec<CheckLine>,
     #[serde(flatten)]
     anchors: AnchorsView,
+    live: Option<LiveView>,
     exclusive: Option<ExclusiveView>,
     rounds: Vec<SealedBetween>,
 }
@@ -298,37 +381,32 @@ impl Status {
     }
 }
 
-#[derive(Serialize)]
-struct ExclusiveView {
-    first: u32,
-    last: u32,
-    exclusive: bool,
-    text: String,
-}
-
-fn verify(args: &VerifyArgs) -> Result<(), CliError> {
-    let authorities = args.authorities.as_deref().map(read_authorities).transpose()?;
-    let place = match (args.genesis, args.netuid, args.hotkey) {
-        (Some(chain_genesis), Some(netuid), Some(hotkey)) => {
-            Some(AnchorPlace { netuid, chain_genesis, hotkey })
-        }
-        _ => None,
-    };
+fn verify(args: &VerifyArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let (place, authorities) = (args.trust.place(), args.trust.authorities()?);
     let trust = AnchorTrust { place, authorities: authorities.as_ref() };
     let (ledger, anchors) = judge_target(args, trust)?;
     let exclusive = match &ledger {
-        Some(ledger) => judge_exclusive(args, ledger, &anchors)?,
+        Some(ledger) => exclusive_view(ledger, &anchors, args.trust.blocks())?,
         None => None,
     };
     let rounds = match &ledger {
         Some(ledger) => rounds(args, ledger, &anchors)?,
         None => Vec::new(),
     };
-    let checks = checks(args, ledger.is_some(), &anchors);
+    let live = match &args.endpoint {
+        Some(endpoint) => {
+            let of_genesis = || ledger.as_ref().and_then(|ledger| ledger.genesis().anchor_place());
+            let place = place.or_else(of_genesis).ok_or(CliError::AnchorPlace)?;
+            let mut node = ask(endpoint, progress)?;
+            Some(compare(ledger.as_ref(), &anchors, &place, &mut *node)?)
+        }
+        None => None,
+    };
+    let checks = checks(args, ledger.is_some(), &anchors, live.as_ref());
     let undone: Vec<_> =
         checks.iter().filter(|c| c.status == Status::NotDone).map(|c| c.check).collect();
     let incomplete = undone.join(", ");
-    let document = VerifyDocument { checks, anchors, exclusive, rounds };
+    let document = VerifyDocument { checks, anchors, live, exclusive, rounds };
     print(args.json, &document, || text(&document))?;
     if incomplete.is_empty() {
         Ok(())
@@ -362,30 +440,6 @@ fn read_authorities(path: &Path) -> Result<AuthoritySet, CliError> {
     serde_json::from_slice(&bytes).map_err(|error| io(error.into()))
 }
 
-fn judge_exclusive(
-    args: &VerifyArgs,
-    ledger: &Ledger,
-    anchors: &AnchorsView,
-) -> Result<Option<ExclusiveView>, LedgerError> {
-    let first = anchors.receipts.iter().map(|r| r.set_in).min();
-    let last = anchors.receipts.iter().filter_map(|r| r.shown_at.number.try_into().ok()).max();
-    let own = first.zip(last).map(|(first, last)| BlockRange { first, last });
-    let Some(BlockRange { first, last }) = args.blocks.or(own) else { return Ok(None) };
-    let coverage = exclusive(ledger, anchors, first..=last)?;
-    let text = match coverage {
-        Coverage::Exclusive => "every commitment of the hotkey is a head of this log".to_owned(),
-        Coverage::Gap { from, to } => {
-            format!("no receipt shows what stood there in blocks {from} to {to}")
-        }
-        Coverage::Foreign { slot } => {
-            let what = slot.digest.map_or("something else".to_owned(), |digest| digest.to_string());
-            format!("block {} set {what}, which is no head of this log", slot.block)
-        }
-    };
-    let exclusive = coverage == Coverage::Exclusive;
-    Ok(Some(ExclusiveView { first, last, exclusive, text }))
-}
-
 fn rounds(
     args: &VerifyArgs,
     ledger: &Ledger,
@@ -397,7 +451,12 @@ fn rounds(
 }
 
 /// What was looked at. What does not hold never comes here: it is an error.
-fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<CheckLine> {
+fn checks(
+    args: &VerifyArgs,
+    compared: bool,
+    anchors: &AnchorsView,
+    live: Option<&LiveView>,
+) -> Vec<CheckLine> {
     let receipts = &anchors.receipts;
     let count = |holds: &dyn Fn(&AnchorView) -> bool| receipts.iter().filter(|r| holds(r)).count();
     let all = receipts.len();
@@ -416,9 +475,12 @@ fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<Check
     let mut lines = vec![
         line("place", known, "the chain, subnet and hotkey that are meant", false),
         line("state", proven, "the digest stood in the state below the block's header", false),
-        line("block", justified, "the given authorities signed for the block", args.included),
+        line("block", justified, "the given authorities signed for the block", args.trust.included),
         line("log", in_log, "the log starts with the anchored head", !compared),
     ];
+    if let Some(live) = live {
+        lines.push(line("node", live.blocks, "the node calls the block final", false));
+    }
     if !anchors.without_receipt.is_empty() {
         let sizes =
             anchors.without_receipt.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -430,19 +492,40 @@ fn checks(args: &VerifyArgs, compared: bool, anchors: &AnchorsView) -> Vec<Check
 
 fn text(document: &VerifyDocument) -> String {
     let check = |c: &CheckLine| format!("{:<13} {:<9} {}\n", c.status.name(), c.check, c.text);
-    let mut text: String = document.checks.iter().map(check).collect();
-    for anchor in &document.anchors.receipts {
-        let AnchorView { size, set_in, shown_at, value, .. } = anchor;
+    let checks: String = document.checks.iter().map(check).collect();
+    let exclusive = document.exclusive.as_ref();
+    let live = document.live.as_ref().map_or_else(String::new, live_text);
+    checks + &anchors_text(&document.anchors.receipts, exclusive, &document.rounds) + &live
+}
+
+/// What a node shows of the hotkey's slot now.
+fn live_text(LiveView { newest, slot, .. }: &LiveView) -> String {
+    let slot = match slot {
+        LiveSlot::Empty => "nothing".to_owned(),
+        LiveSlot::Own { block, size } => format!("the head of {size} entries, set in {block}"),
+        LiveSlot::Other { block } => format!("something else, set in {block}"),
+    };
+    format!("now, after final block {newest}, the hotkey's slot holds {slot}\n")
+}
+
+/// What receipts show.
+pub fn anchors_text(
+    receipts: &[AnchorView],
+    exclusive: Option<&ExclusiveView>,
+    rounds: &[SealedBetween],
+) -> String {
+    let mut text = String::new();
+    for AnchorView { size, set_in, shown_at, value, .. } in receipts {
         text += &format!(
             "anchor  {size:>6} entries  set in block {set_in}, shown at {}  {value}\n",
             shown_at.number
         );
     }
-    if let Some(ExclusiveView { first, last, exclusive, text: why }) = &document.exclusive {
+    if let Some(ExclusiveView { first, last, exclusive, text: why }) = exclusive {
         let word = if *exclusive { "exclusive" } else { "not exclusive" };
         text += &format!("{word} in blocks {first} to {last}: {why}\n");
     }
-    for SealedBetween { round, after, before } in &document.rounds {
+    for SealedBetween { round, after, before } in rounds {
         let after = after
             .map_or("no block that a receipt shows".to_owned(), |b| format!("block {}", b.number));
         let before = before.map_or("no block yet".to_owned(), |b| format!("block {b}"));

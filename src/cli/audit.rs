@@ -2,7 +2,6 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -10,27 +9,35 @@ use clap::Args;
 
 use crate::{
     audit::{
-        prove::{Target, prove, prove_heads},
+        evidence::show,
         report::{Evidence, Report, RunView},
-        run::{AuditOptions, audit as audit_ledger},
+        run::{AnchorOptions, AuditOptions, audit as audit_ledger},
         sample::PIECES_MAX,
     },
-    ledger::{Ledger, seal::FoldOptions},
-    store::files::{Disk, create_dir_durable, write_whole},
-    types::{digest::Digest, progress::Progress},
+    ledger::{Ledger, anchored::AnchorTrust, seal::FoldOptions, submit::Receipt},
+    store::{
+        files::{Disk, create_dir_durable, read_whole, write_whole},
+        place::Place,
+    },
+    types::progress::Progress,
 };
 
 use super::{
     FoldArgs, RoundRange,
+    anchor::{AnchorTrustArgs, anchors_text},
     exit::CliError,
     output::{document, print},
+    source::SourceArgs,
     verify::{TrustArgs, ended, lines_text},
 };
 
+/// Longest receipt that is read.
+const RECEIPT_BYTES_MAX: u64 = 1 << 20;
+
 #[derive(Debug, Args)]
 pub struct AuditArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     #[command(flatten)]
     trust: TrustArgs,
     /// These rounds [default: all].
@@ -51,9 +58,18 @@ pub struct AuditArgs {
     /// Where you keep the newest head of each log; what is audited has to continue them.
     #[arg(long, value_name = "DIR", env = "GRADLEDGER_HEADS")]
     heads: Option<PathBuf>,
-    /// Where to put evidence: bundles that `verify` refutes although their signatures hold.
+    /// A receipt that you hold: its entry has to be in the log, and its round to dispose of it. May be
+    /// given several times.
+    #[arg(long, value_name = "FILE")]
+    receipt: Vec<PathBuf>,
+    /// Where to put evidence: bundles that show others what the log's key signed and contradicts itself.
     #[arg(long, value_name = "DIR")]
     evidence: Option<PathBuf>,
+    /// Anchors are required, and have to prove what they say; implied by --authorities and --included.
+    #[arg(long)]
+    anchors: bool,
+    #[command(flatten)]
+    anchor: AnchorTrustArgs,
     /// Also writes the report to this file.
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
@@ -79,7 +95,8 @@ fn seed(text: &str) -> Result<Seed, String> {
 }
 
 pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let trust = args.trust.read()?;
+    let (trust, place) = (args.trust.read()?, args.source.place()?);
+    let authorities = args.anchor.authorities()?;
     let sample = args.sample.zip(args.seed.clone()).map(|(count, Seed(seed))| (count, seed));
     let options = AuditOptions {
         rounds: args.rounds.map(|range| range.first..=range.last),
@@ -87,10 +104,17 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         sample,
         plan: args.plan,
         heads: args.heads.as_deref(),
+        receipts: args.receipt.iter().map(|path| read_receipt(path)).collect::<Result<_, _>>()?,
+        anchors: AnchorOptions {
+            trust: AnchorTrust { place: args.anchor.place(), authorities: authorities.as_ref() },
+            required: args.anchors || authorities.is_some() || args.anchor.included(),
+            included: args.anchor.included(),
+            blocks: args.anchor.blocks(),
+        },
         fold: FoldOptions::from(&args.fold),
     };
     let (started, clock) = (SystemTime::now(), Instant::now());
-    let mut report = audit_ledger(Arc::new(Disk), &args.ledger, &options, &trust, progress)?;
+    let mut report = audit_ledger(place.files.clone(), &place.root, &options, &trust, progress)?;
     report.run = Some(RunView {
         started: started.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs()),
         seconds: clock.elapsed().as_secs_f64(),
@@ -104,42 +128,43 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         write_whole(&Disk, path, document(&report)?.as_bytes()).map_err(io)?;
     }
     if let Some(dir) = &args.evidence {
-        keep_evidence(&args.ledger, dir, &report.evidence, progress)?;
+        keep_evidence(&place, dir, &report.evidence, progress)?;
     }
     print(args.json, &report, || text(&report))?;
     ended(report.verdict)
 }
 
+/// Reads a receipt.
+pub fn read_receipt(path: &Path) -> Result<Receipt, CliError> {
+    let io = |source| CliError::Io { path: path.to_owned(), source };
+    let bytes = read_whole(&Disk, path, RECEIPT_BYTES_MAX).map_err(io)?;
+    let wrong = |source: serde_json::Error| io(source.into());
+    serde_json::from_slice(&bytes).map_err(wrong)
+}
+
 /// Writes a bundle for each piece of evidence.
 fn keep_evidence(
-    ledger: &Path,
+    place: &Place,
     dir: &Path,
     evidence: &[Evidence],
     progress: &dyn Progress,
 ) -> Result<(), CliError> {
     let io = |source| CliError::Io { path: dir.to_owned(), source };
+    if evidence.is_empty() {
+        return Ok(());
+    }
+    let ledger = Ledger::open_in(place.files.clone(), &place.root)?;
     for found in evidence {
-        let (name, bytes) = match found {
-            Evidence::Fork { origin, kept, published } => {
-                let name = format!("fork-{}.tar", Digest::of(origin.as_bytes()));
-                (name, prove_heads(kept, published, Vec::new(), Vec::new())?)
+        match show(&ledger, found, progress) {
+            Ok(Some(bytes)) => {
+                let path = dir.join(found.file_name());
+                create_dir_durable(&Disk, dir).map_err(io)?;
+                write_whole(&Disk, &path, &bytes).map_err(io)?;
+                progress.note(&format!("evidence: {}", path.display()));
             }
-            Evidence::Round(round) => {
-                let ledger = Ledger::open(ledger)?;
-                let target = Target::Round(*round);
-                match prove(&ledger, &target, Vec::new(), progress) {
-                    Ok(bytes) => (format!("round-{round}.tar"), bytes),
-                    // Without the dispositions that its root is of, the lie cannot be shown alone.
-                    Err(error) => {
-                        progress.note(&format!("no evidence of round {round}: {error}"));
-                        continue;
-                    }
-                }
-            }
-        };
-        create_dir_durable(&Disk, dir).map_err(io)?;
-        write_whole(&Disk, &dir.join(&name), &bytes).map_err(io)?;
-        progress.note(&format!("evidence: {}", dir.join(name).display()));
+            Ok(None) => progress.note(&format!("{found}: found, but no bundle shows it alone")),
+            Err(error) => progress.note(&format!("{found}: no evidence: {error}")),
+        }
     }
     Ok(())
 }
@@ -156,5 +181,9 @@ fn text(report: &Report) -> String {
             text += &format!("  {percent} % wrong: missed with {}\n", missed.probability);
         }
     }
-    text + &lines_text(&report.checks)
+    text += &lines_text(&report.checks);
+    if let Some(anchors) = &report.anchors {
+        text += &anchors_text(&anchors.receipts, anchors.exclusive.as_ref(), &anchors.rounds);
+    }
+    text
 }

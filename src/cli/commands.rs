@@ -9,11 +9,13 @@ use serde::Serialize;
 
 use crate::{
     export::{ExportDtype, ExportError, export as export_checkpoint},
+    http::control,
     import::templar::PeersFile,
     ledger::{
         At, Ledger, LedgerError,
         diff::{TensorDiff, diff as diff_states},
         fsck::fsck as check_ledger,
+        hub::file_set,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
         last_head::LastHead,
@@ -29,6 +31,7 @@ use crate::{
     store::{
         artifacts::StoredCheckpoint,
         files::{Disk, Files, read_whole},
+        lock::LockError,
         log::LogError,
         place::Place,
     },
@@ -50,6 +53,7 @@ use super::{
     exit::CliError,
     output::{print, size},
     progress::say,
+    source::open,
     submit,
 };
 
@@ -131,6 +135,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         miners,
         key_file: args.key.log_key_file.as_deref(),
         anchor: anchor_place(args),
+        files: &args.hub_file,
     };
     let report = make_ledger(&args.ledger, &options, progress)?;
     for (name, why) in &report.frozen {
@@ -203,12 +208,29 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
-    let mut writer = open_writer(&args.ledger, &args.writer)?;
-    let report = seal_round(&mut writer, args.round, (&args.fold).into(), progress)?;
+    let report = match open_writer(&args.ledger, &args.writer) {
+        Ok(mut writer) => seal_round(&mut writer, args.round, (&args.fold).into(), progress)?,
+        Err(CliError::Ledger(locked @ LedgerError::Locked(LockError::Held { .. }))) => {
+            seal_served(args, locked)?
+        }
+        Err(error) => return Err(error),
+    };
     if report.already {
         say(format_args!("round {} was sealed already; this is what came of it", report.round));
     }
     print(args.json, &report, || seal_text(&report))
+}
+
+/// Has the server seal that holds the ledger's writer, if it is one.
+fn seal_served(args: &SealArgs, locked: LedgerError) -> Result<SealReport, CliError> {
+    let path = control::path(&args.ledger);
+    let order = control::Order { seal: args.round, threads: args.fold.threads };
+    let io = |source| CliError::Io { path, source };
+    match control::order(&args.ledger, order).map_err(io)? {
+        Some(control::Outcome::Sealed(report)) => Ok(report),
+        Some(control::Outcome::Error(reason)) => Err(CliError::NotSealed { reason }),
+        None => Err(locked.into()),
+    }
 }
 
 pub(super) fn seal_text(report: &SealReport) -> String {
@@ -236,7 +258,7 @@ fn whose(uid: Option<u16>, miner: Option<Digest>) -> String {
 }
 
 pub fn replay(args: &ReplayArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let options = ReplayOptions {
         rounds: args.round.first..=args.round.last,
         tensor: args.tensor.clone(),
@@ -269,7 +291,7 @@ struct ExportedFile {
 }
 
 pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let (kept, state) = (Kept::load(&ledger)?, ledger.state(args.round)?);
     let mut scratch = None;
     let checkpoint = match args.round {
@@ -280,7 +302,8 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
         }
         _ => ledger.checkpoint(state).map_err(LedgerError::from),
     };
-    let done = checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &c, progress));
+    let done =
+        checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &ledger, &c, progress));
     if let Some(Place { root, .. }) = scratch {
         // Of a failure before, the first is told.
         let removed = Disk.remove_dir_all(&root);
@@ -307,6 +330,7 @@ fn scratch_beside(out: &Path) -> Result<Place, CliError> {
 
 fn export_to(
     args: &ExportArgs,
+    ledger: &Ledger,
     checkpoint: &StoredCheckpoint,
     progress: &dyn Progress,
 ) -> Result<ExportDocument, CliError> {
@@ -314,10 +338,10 @@ fn export_to(
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
     };
-    progress.begin("export", checkpoint.manifest().bytes());
-    let written =
-        export_checkpoint(checkpoint, dtype, args.shard_bytes, &Disk, &args.out, progress)
-            .map_err(LedgerError::from)?;
+    let set = file_set(ledger, checkpoint, dtype, args.shard_bytes)?;
+    progress.begin("export", set.bytes());
+    let written = export_checkpoint(checkpoint, &set, &Disk, &args.out, progress)
+        .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
     Ok(ExportDocument { files: written.into_iter().map(file).collect() })
@@ -330,7 +354,7 @@ fn print_export(args: &ExportArgs, document: &ExportDocument) -> Done {
 }
 
 pub fn show(args: &ShowArgs) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let ledger = args.source.open()?;
     let Some(round) = args.round else {
         let view = views::show(&ledger)?;
         return print(args.json, &view, || show_text(&view));
@@ -416,8 +440,7 @@ struct LogLine {
 }
 
 pub fn log(args: &LogArgs) -> Done {
-    let path = args.ledger.as_ref().expect("clap asks for it without a subcommand");
-    let ledger = Ledger::open(path)?;
+    let ledger = args.source.open()?;
     let submissions = args.submissions || args.statement.is_some() || args.miner.is_some();
     let (name, log) = if submissions {
         ("submissions", ledger.submissions_log())
@@ -510,7 +533,8 @@ struct DiffDocument {
 }
 
 pub fn diff(args: &DiffArgs, progress: &dyn Progress) -> Done {
-    let ledger = Ledger::open(&args.ledger)?;
+    let path = args.ledger.as_deref().expect("clap asks for it where there is no dispute");
+    let ledger = open(path, &args.proxy)?;
     let newest = || ledger.sealed().last().map_or(At::Genesis, |s| At::Round(s.record.round));
     let tensors = diff_states(&ledger, args.from, args.to.unwrap_or_else(newest), progress)?;
     let document = DiffDocument { tensors };

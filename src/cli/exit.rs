@@ -1,12 +1,13 @@
 //! Exit codes: what a script can tell apart.
 
 use crate::{
-    audit::{checks::Verdict, prove::ProveBundleError},
+    audit::{checks::Verdict, dispute::DisputeError, prove::ProveBundleError},
     delta::DeltaError,
     import::checkpoint::ImportError,
     ledger::{LedgerError, last_head::LastHeadError},
     merkle::{head::HeadError, note::NoteError},
-    store::{StoreError, config::ConfigError, lock::LockError, log::LogError},
+    store::{StoreError, config::ConfigError, lock::LockError, log::LogError, remote::RemoteError},
+    sync::{Fault, SyncError},
 };
 
 const FAILURE: u8 = 1;
@@ -25,6 +26,14 @@ const CONTRADICTION: u8 = 22;
 pub enum CliError {
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+    #[error("{path}: this command takes a directory; `gradledger sync URL DIR` makes one")]
+    NeedsDirectory { path: std::path::PathBuf },
+    #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
+    NoLedgerServed { url: String },
     #[error(transparent)]
     Import(#[from] ImportError),
     #[error(transparent)]
@@ -57,10 +66,24 @@ pub enum CliError {
     Prove(#[from] ProveBundleError),
     #[error("{path}: {source}")]
     Policy { path: std::path::PathBuf, source: crate::merkle::policy::PolicyError },
+    #[error(transparent)]
+    Dispute(#[from] DisputeError),
+    #[error("a dispute has two sides: --dispute A B")]
+    DisputeSides,
+    #[error("reports hold no proofs: name the ledger to take them from, too")]
+    DisputeLedger,
+    #[error(
+        "they disagree: --out FILE writes what shows who is wrong, `gradledger verify` judges it"
+    )]
+    Disagree,
     #[error("the genesis is no round; with --tensor it is a state")]
     GenesisRound,
     #[error("{}", verdict_text(.0))]
     Verdict(Verdict),
+    #[error(
+        "which chain, subnet and hotkey? The genesis names none: give --genesis, --netuid and --hotkey"
+    )]
+    AnchorPlace,
     #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
     AnchorWhere,
     #[cfg(not(feature = "chain"))]
@@ -84,8 +107,29 @@ pub enum CliError {
     InTheWay { path: std::path::PathBuf },
     #[error("nothing was dropped: {0} things that must be there are not, as listed")]
     GcRefused(usize),
+    #[error("--log {filter}: {reason}")]
+    LogFilter { filter: String, reason: String },
+    #[error(transparent)]
+    Upload(#[from] crate::sync::submit::UploadError),
+    #[error("the receipt does not prove that the statement is in the log: {0}")]
+    WrongReceipt(#[from] crate::ledger::submit::ReceiptError),
+    #[error("the receipt's head is not signed by a key that was given")]
+    ReceiptKey,
+    #[error("the server did not seal the round: {reason}")]
+    NotSealed { reason: String },
+    #[error(
+        "the run takes no signed submissions: its miners are listed for each round. Serve it without \
+         --uploads"
+    )]
+    NoUploads,
+    #[error("the upload desk: {0}")]
+    Uploads(#[from] crate::ledger::uploads::UploadError),
+    #[error(transparent)]
+    Serve(#[from] crate::http::ServeError),
+    #[error("{0} of the things examined would make a command fail: see what to mend")]
+    Unfit(usize),
     #[error("the demo did not give what it should: {0}")]
-    Demo(&'static str),
+    Demo(String),
 }
 
 fn verdict_text(verdict: &Verdict) -> &'static str {
@@ -97,6 +141,7 @@ fn verdict_text(verdict: &Verdict) -> &'static str {
         }
         Verdict::Mismatch => "a check failed: the list says which, and where",
         Verdict::BadSignature => "a signature does not hold: the list says whose",
+        Verdict::Contradiction => "an anchor contradicts the log: the list says which",
     }
 }
 
@@ -105,27 +150,50 @@ pub fn code(error: &CliError) -> u8 {
     match error {
         CliError::Ledger(error) => ledger_code(error),
         CliError::Wallet(_) => AUTHENTICATION,
-        CliError::Prove(ProveBundleError::Ledger(error)) => ledger_code(error),
-        CliError::Prove(
-            ProveBundleError::NoTensor { .. }
-            | ProveBundleError::NoPiece { .. }
-            | ProveBundleError::NoSubmission { .. },
-        )
+        CliError::NoLedgerServed { .. } => NO_LEDGER,
+        CliError::Sync(error) => sync_code(error),
+        CliError::Remote(RemoteError::Url { .. } | RemoteError::Proxy { .. }) => USAGE,
+        CliError::Prove(error) | CliError::Dispute(DisputeError::Prove(error)) => prove_code(error),
+        CliError::Disagree => MISMATCH,
+        CliError::Dispute(_)
+        | CliError::DisputeSides
+        | CliError::DisputeLedger
         | CliError::Policy { .. }
         | CliError::GenesisRound => USAGE,
         CliError::Verdict(Verdict::Passed) => 0,
         CliError::Verdict(Verdict::Incomplete) => INCOMPLETE,
         CliError::Verdict(Verdict::Mismatch) => MISMATCH,
         CliError::Verdict(Verdict::BadSignature) => BAD_SIGNATURE,
+        CliError::Verdict(Verdict::Contradiction) => CONTRADICTION,
         CliError::Delta(error) => delta_code(error),
+        CliError::WrongReceipt(_) | CliError::ReceiptKey => BAD_SIGNATURE,
+        CliError::NoUploads => USAGE,
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,
-        CliError::AnchorWhere => USAGE,
+        CliError::AnchorPlace | CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
-        CliError::NewKeyPlace | CliError::Peers { .. } => USAGE,
+        CliError::NeedsDirectory { .. }
+        | CliError::NewKeyPlace
+        | CliError::Peers { .. }
+        | CliError::LogFilter { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn sync_code(error: &SyncError) -> u8 {
+    match error {
+        SyncError::Ledger(error) => ledger_code(error),
+        SyncError::Url(RemoteError::Url { .. } | RemoteError::Proxy { .. })
+        | SyncError::NotACopy { .. } => USAGE,
+        SyncError::NoMirror { worst, .. } => match worst {
+            Fault::Untrusted => BAD_SIGNATURE,
+            Fault::Lie => MISMATCH,
+            Fault::NoLedger => NO_LEDGER,
+            Fault::Ours | Fault::Absent | Fault::Unanswered => FAILURE,
+        },
         _ => FAILURE,
     }
 }
@@ -162,6 +230,17 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::NoTensor { .. }
         | LedgerError::Dropped { .. }
         | LedgerError::Peers(_) => USAGE,
+        _ => FAILURE,
+    }
+}
+
+fn prove_code(error: &ProveBundleError) -> u8 {
+    match error {
+        ProveBundleError::Ledger(error) => ledger_code(error),
+        ProveBundleError::NoTensor { .. }
+        | ProveBundleError::NoPiece { .. }
+        | ProveBundleError::NoSubmission { .. }
+        | ProveBundleError::NotFolded { .. } => USAGE,
         _ => FAILURE,
     }
 }

@@ -1,4 +1,4 @@
-//! Layer 7: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
+//! Layer 8: the command line. Data on stdout, talk and progress on stderr, exit codes as documented.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -9,16 +9,23 @@ mod audit;
 mod commands;
 mod delta;
 mod demo;
+mod dispute;
+mod doctor;
 mod exit;
 mod gc;
+mod man;
 mod output;
 mod progress;
 mod prove;
+mod serve;
+mod source;
 mod submit;
+mod sync;
 mod verify;
 
 use crate::{
     ledger::At,
+    merkle::note::VerifierKey,
     types::{digest::Digest, submission::Miner},
 };
 
@@ -38,7 +45,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Runs real Templar files through import, seal, replay and a tampered copy.
+    /// Trains a small model with five miners and a cheat, seals, replays, proves and tampers.
     Demo(DemoArgs),
     /// Starts a run from a checkpoint.
     Init(InitArgs),
@@ -65,6 +72,8 @@ enum Command {
     Gc(GcArgs),
     /// Re-hashes and re-derives everything.
     Fsck(FsckArgs),
+    /// Brings a copy of a ledger to its newest or a given state.
+    Sync(sync::SyncArgs),
     /// Checks every claim of a ledger with keys from outside.
     Audit(audit::AuditArgs),
     /// Cuts out of a ledger what proves a round, a submission, a tensor or a piece without it.
@@ -73,11 +82,17 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Puts the newest head of the log on a chain, and verifies what receipts prove.
     Anchor(anchor::AnchorArgs),
+    /// Serves the ledger over HTTP.
+    Serve(serve::ServeArgs),
+    /// Examines the machine and a ledger's configuration, and says what to mend.
+    Doctor(DoctorArgs),
     /// Prints a completion script.
     Completions {
         /// For which shell.
         shell: clap_complete::Shell,
     },
+    /// Writes the manual: a page for each command.
+    Man(ManArgs),
 }
 
 #[derive(Debug, Args)]
@@ -85,6 +100,9 @@ struct DemoArgs {
     /// Where to put the demo's ledger and files: a new or an empty directory.
     #[arg(long, default_value = "gradledger-demo")]
     dir: PathBuf,
+    /// Training steps of a miner in a round: fewer are faster and teach less.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(4..=10_000))]
+    steps: u32,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -144,6 +162,10 @@ struct InitArgs {
     /// The hotkey that will anchor: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = anchor::address, requires = "netuid")]
     anchor_hotkey: Option<Digest>,
+    /// A small file that goes with the model and into its genesis: config.json, tokenizer.json, a
+    /// model card. Exports and Hub clients get it under this name. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    hub_file: Vec<PathBuf>,
     #[command(flatten)]
     key: KeyArgs,
     /// One JSON document on stdout.
@@ -206,7 +228,7 @@ enum FormatName {
 
 #[derive(Debug, Args)]
 struct SubmitArgs {
-    /// The ledger.
+    /// The ledger: a directory, or the http or https URL of a server that takes uploads.
     ledger: PathBuf,
     /// The delta: a directory of delta segments, or a gradient file in Templar's layout.
     delta: PathBuf,
@@ -219,6 +241,12 @@ struct SubmitArgs {
     /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
     #[arg(long, value_name = "FILE")]
     password_file: Option<PathBuf>,
+    /// With a URL, a log's verifier key that must have signed the receipt's head [default: those that
+    /// the server's log names].
+    #[arg(long, value_name = "KEY")]
+    log_key: Vec<VerifierKey>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
     #[command(flatten)]
     writer: WriterArgs,
     /// Also writes the receipt to this file.
@@ -329,8 +357,8 @@ struct SealArgs {
 
 #[derive(Debug, Args)]
 struct ReplayArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, or the first and the last of a range.
     #[arg(long, value_name = "W[..W2]")]
     round: RoundRange,
@@ -372,8 +400,8 @@ impl std::str::FromStr for RoundRange {
 /// the room of one state and is removed at the end.
 #[derive(Debug, Args)]
 struct ExportArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis")]
     round: At,
@@ -401,8 +429,8 @@ enum DtypeName {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// One round, with what came of each submission.
     #[arg(long)]
     round: Option<u64>,
@@ -416,9 +444,8 @@ struct ShowArgs {
 struct LogArgs {
     #[command(subcommand)]
     command: Option<LogCommand>,
-    /// The ledger.
-    #[arg(required = true)]
-    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    source: source::SourceArgs,
     /// The submissions log instead of the rounds log.
     #[arg(long)]
     submissions: bool,
@@ -453,10 +480,24 @@ struct RotateKeyArgs {
     json: bool,
 }
 
+/// Compares two checkpoints tensor by tensor; or two ledgers that disagree.
+///
+/// With --dispute A B, which are ledgers or reports of `audit`, finds the first round, tensor and piece
+/// in which they differ, and writes a file from which `verify` says who is wrong. Two reports name a
+/// place only; LEDGER is where its proofs come from. Exit 20 if they differ.
 #[derive(Debug, Args)]
 struct DiffArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    /// The ledger: a directory, or the http or https URL of a server.
+    #[arg(required_unless_present = "dispute")]
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    proxy: source::ProxyArgs,
+    /// Two ledgers, or reports, that disagree.
+    #[arg(long, num_args = 2, value_names = ["A", "B"], conflicts_with_all = ["from", "to"])]
+    dispute: Vec<PathBuf>,
+    /// The file to write about the dispute.
+    #[arg(long, value_name = "FILE", requires = "dispute")]
+    out: Option<PathBuf>,
     /// From the state after this round, or `genesis`.
     #[arg(long, value_name = "W|genesis", default_value = "genesis")]
     from: At,
@@ -496,13 +537,35 @@ struct GcArgs {
 
 #[derive(Debug, Args)]
 struct FsckArgs {
-    /// The ledger.
+    /// The ledger's directory; a server is for `audit`.
     ledger: PathBuf,
     #[command(flatten)]
     fold: FoldArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
+}
+
+/// Examines the machine and a ledger's configuration, and says what to mend.
+///
+/// Exits with 0 also after warnings, with 1 if something would make a command fail. The disk is measured
+/// with one file of at most 64 MiB, which is gone however this ends.
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The ledger, or the directory that one is to be made in [default: the machine alone, here].
+    ledger: Option<PathBuf>,
+    #[command(flatten)]
+    key: KeyArgs,
+    /// One JSON document on stdout.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ManArgs {
+    /// The directory for gradledger.1, gradledger-seal.1 and so on; made if it is not there.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
 }
 
 /// Parses the arguments, runs the command, and gives its exit code.
@@ -523,13 +586,18 @@ pub fn main() -> ExitCode {
             commands::rotate_key(args)
         }
         Command::Log(args) => commands::log(args),
+        Command::Diff(args) if !args.dispute.is_empty() => dispute::dispute(args),
         Command::Diff(args) => commands::diff(args, &progress),
         Command::Gc(args) => gc::gc(args, &progress),
         Command::Fsck(args) => commands::fsck(args, &progress),
+        Command::Sync(args) => sync::sync(args, &progress),
         Command::Audit(args) => audit::audit(args, &progress),
         Command::Prove(args) => prove::prove(args, &progress),
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
+        Command::Serve(args) => serve::serve(args),
+        Command::Doctor(args) => doctor::doctor(args),
+        Command::Man(args) => man::man(&args.out),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(*shell, &mut Cli::command(), "gradledger", &mut script);
@@ -540,6 +608,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress.clear();
+            let error = source::explained(error);
             progress::say(format_args!("gradledger: {error}"));
             ExitCode::from(exit::code(&error))
         }

@@ -85,8 +85,12 @@ impl Progress for Terminal {
     }
 
     fn note(&self, line: &str) {
-        if !self.quiet {
-            say(format_args!("{line}"));
+        if self.quiet {
+            return;
+        }
+        match self.lock().as_ref().and_then(|step| step.bar.as_ref()) {
+            Some(bar) => bar.suspend(|| say(format_args!("{line}"))),
+            None => say(format_args!("{line}")),
         }
     }
 }

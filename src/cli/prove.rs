@@ -11,20 +11,22 @@ use serde::Serialize;
 
 use crate::{
     audit::prove::{Target, prove as write_bundle},
-    ledger::{At, Ledger},
+    ledger::At,
     types::progress::Progress,
 };
 
 use super::{
+    audit::read_receipt,
     exit::CliError,
     output::{print, size},
+    source::SourceArgs,
 };
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).args(["round", "submission"]))]
+#[command(group = clap::ArgGroup::new("what").required(true).args(["round", "submission", "receipt"]))]
 pub struct ProveArgs {
-    /// The ledger.
-    ledger: PathBuf,
+    #[command(flatten)]
+    source: SourceArgs,
     /// This round; with --tensor, the state after it.
     #[arg(long, value_name = "W|genesis")]
     round: Option<At>,
@@ -37,6 +39,12 @@ pub struct ProveArgs {
     /// The submission at this index.
     #[arg(long, value_name = "INDEX", conflicts_with = "round")]
     submission: Option<u64>,
+    /// What came of the entry that this receipt was given for.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["round", "submission"])]
+    receipt: Option<PathBuf>,
+    /// With --piece: also what goes into the piece, so that it can be folded again.
+    #[arg(long, requires = "piece")]
+    fold: bool,
     /// The bundle to write.
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
@@ -52,14 +60,21 @@ struct ProveDocument {
 }
 
 pub fn prove(args: &ProveArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    let ledger = args.source.open()?;
     let target = match (args.round, &args.tensor, args.piece, args.submission) {
+        _ if args.receipt.is_some() => {
+            let receipt = args.receipt.as_deref().map(read_receipt).transpose()?;
+            Target::Receipt(Box::new(receipt.ok_or(CliError::GenesisRound)?))
+        }
+        (Some(At::Round(round)), Some(name), Some(piece), _) if args.fold => {
+            Target::fold(&ledger, round, name, piece)?
+        }
         (_, _, _, Some(index)) => Target::Submission(index),
         (Some(at), Some(name), Some(piece), _) => Target::Piece(at, name.clone(), piece),
         (Some(at), Some(name), None, _) => Target::Tensor(at, name.clone()),
         (Some(At::Round(round)), ..) => Target::Round(round),
         (Some(At::Genesis), ..) | (None, ..) => return Err(CliError::GenesisRound),
     };
-    let ledger = Ledger::open(&args.ledger)?;
     let io = |source| CliError::Io { path: args.out.clone(), source };
     let beside = beside(&args.out);
     let file = BufWriter::new(File::create(&beside).map_err(io)?);

@@ -67,6 +67,8 @@ struct VerifyDocument<'a> {
     kind: Option<&'static str>,
     subject: &'a str,
     verdict: Verdict,
+    /// What those who signed are shown to have contradicted.
+    evidence: Option<&'a str>,
     checks: &'a [Line],
 }
 
@@ -77,10 +79,14 @@ pub fn verify(args: &VerifyArgs) -> Result<(), CliError> {
     let verified = verify_bundle(file, &trust);
     let verdict = verdict(&verified.lines);
     let (kind, subject) = (verified.kind, verified.subject.as_str());
-    let document = VerifyDocument { kind, subject, verdict, checks: &verified.lines };
+    let evidence = verified.evidence.as_deref();
+    let document = VerifyDocument { kind, subject, verdict, evidence, checks: &verified.lines };
     print(args.json, &document, || {
         let claim = kind.map_or_else(String::new, |kind| format!("{kind}: {subject}\n"));
-        claim + &lines_text(&verified.lines)
+        let evidence = evidence.map_or_else(String::new, |text| {
+            format!("EVIDENCE: the log's key signed what contradicts itself: {text}\n")
+        });
+        claim + &lines_text(&verified.lines) + &evidence
     })?;
     ended(verdict)
 }

@@ -83,6 +83,11 @@ impl DeltaGroup {
     /// All three, in manifest order.
     pub const ALL: [Self; 3] = [Self::Book, Self::Code, Self::Index];
 
+    /// The group of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|group| group.name() == name)
+    }
+
     /// The group's name in descriptors.
     pub fn name(self) -> &'static str {
         match self {

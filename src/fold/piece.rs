@@ -53,6 +53,22 @@ pub fn runs(grid: &Grid, piece: u64) -> Vec<Run> {
     runs
 }
 
+/// The rows of blocks that piece `piece` of a tensor lies in, whole; of a tensor of one row its blocks.
+///
+/// More than [`runs`] gives, and one run of neighbours: what a dispute is fought over is told in two
+/// lines, so that others can write it again.
+pub fn whole_rows(grid: &Grid, piece: u64) -> Vec<Run> {
+    let Some((first, end)) = elements(grid, piece) else { return Vec::new() };
+    let blocks = grid.unit_blocks();
+    let unit = blocks * grid.block_elements();
+    let units = first / unit..=(end - 1) / unit;
+    if grid.rows == 1 {
+        let (start, stop) = (*units.start(), *units.end() + 1);
+        return vec![Run { first_block: start, blocks: stop - start }];
+    }
+    units.map(|row| Run { first_block: row * blocks, blocks }).collect()
+}
+
 /// First element of a piece, and the one after its last.
 fn elements(grid: &Grid, piece: u64) -> Option<(u64, u64)> {
     let all = grid.rows.checked_mul(grid.columns)?;
@@ -69,7 +85,8 @@ pub struct RunRows {
     pub code: Vec<u8>,
 }
 
-/// Folds piece `piece` in place; `rows` are per run of [`runs`], per miner in ledger order.
+/// Folds piece `piece` in place; `rows` are per run, which are those of [`runs`] or
+/// [`whole_rows`], per miner in ledger order.
 ///
 /// `levels` are per miner what each code adds. The findings number the tensor's elements, those of
 /// the delta also around the piece, within its blocks.
@@ -85,7 +102,7 @@ pub fn fold_piece(
     tensor: &TensorLayout,
     piece: u64,
     state: &mut [u8],
-    rows: &[Vec<RunRows>],
+    (runs, rows): (&[Run], &[Vec<RunRows>]),
     levels: &[Vec<f32>],
     (step, path): (Step, cpu::Path),
 ) -> Result<Findings, KernelError> {
@@ -96,8 +113,8 @@ pub fn fold_piece(
     if levels.is_empty() {
         return Ok(findings);
     }
-    for (run, rows) in runs(grid, piece).into_iter().zip(rows) {
-        let window = Window::new(grid, run, first, end);
+    for (run, rows) in runs.iter().zip(rows) {
+        let window = Window::new(grid, *run, first, end);
         let mut around = vec![0f32; small(grid.block_rows * window.columns)];
         window.each(|here, there, count| {
             let bytes = &state[4 * here..4 * (here + count)];
@@ -202,5 +219,9 @@ mod tests {
         assert_eq!(runs(&grid(64, 28_672, 64, 64), 1), [run(0, 64), run(256, 192)]);
         // A 1-D tensor, its last piece short.
         assert_eq!(runs(&grid(1, 20_000, 1, 50), 1), [run(327, 73)]);
+        // Whole rows of blocks; of one row, its blocks.
+        assert_eq!(whole_rows(&grid(128, 28_672, 64, 64), 1), [run(0, 448)]);
+        assert_eq!(whole_rows(&grid(512, 64, 64, 64), 0), four);
+        assert_eq!(whole_rows(&grid(1, 20_000, 1, 50), 1), [run(327, 73)]);
     }
 }

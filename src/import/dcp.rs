@@ -122,6 +122,10 @@ pub enum DcpError {
     Transformed { name: String, found: String },
     #[error("tensor {name:?}: a chunk takes bytes {start} to {end} of {file:?}, which has {len}")]
     OutsideFile { name: String, file: String, start: u64, end: u64, len: u64 },
+    #[error(
+        "tensor {name:?}: a chunk takes bytes of {file:?} from {start} on that another takes, too"
+    )]
+    Shared { name: String, file: String, start: u64 },
     #[error("tensor {name:?}, chunk at {offsets:?}: {source}")]
     Chunk { name: String, offsets: Vec<u64>, source: TorchError },
     #[error("tensor {name:?}, chunk at {offsets:?}: it holds {found}, not {expected}")]
@@ -223,6 +227,7 @@ impl DcpCheckpoint {
                 None => made.left_out.push(name.to_owned()),
             }
         }
+        check_disjoint(&made.tensors)?;
         if made.tensors.is_empty() {
             let example = made.left_out.first().cloned().unwrap_or_default();
             return Err(DcpError::Nothing { prefix, example });
@@ -334,6 +339,25 @@ impl DcpCheckpoint {
             .expect("check_files compared it with the file");
         TorchArchive::open(Arc::new(window)).map_err(|error| chunk_error(tensor, chunk, error))
     }
+}
+
+/// Checks that no two chunks share bytes of a file: each is read through by its CRC, and one large archive
+/// that all of them name would be read once for each.
+fn check_disjoint(tensors: &[DcpTensor]) -> Result<(), DcpError> {
+    let mut all: Vec<(&Stored, &DcpTensor)> = Vec::new();
+    for tensor in tensors {
+        all.extend(tensor.chunks.iter().map(|chunk| (&chunk.stored, tensor)));
+    }
+    all.retain(|(stored, _)| stored.bytes > 0);
+    all.sort_by_key(|(stored, _)| (&stored.file, stored.start));
+    for pair in all.windows(2) {
+        let [(before, _), (after, tensor)] = pair else { unreachable!("windows of two") };
+        if before.file == after.file && before.start + before.bytes > after.start {
+            let (name, file) = (tensor.spec.name().to_owned(), after.file.to_string());
+            return Err(DcpError::Shared { name, file, start: after.start });
+        }
+    }
+    Ok(())
 }
 
 fn chunk_error(tensor: &DcpTensor, chunk: &Chunk, source: TorchError) -> DcpError {

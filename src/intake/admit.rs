@@ -33,7 +33,7 @@ use crate::{
     },
     types::{
         digest::Digest,
-        manifest::ManifestId,
+        manifest::{Manifest, ManifestId},
         refusal::{Code, Refusal},
         rule::{Dialect, SparseMeanSgd},
         tensor::Dtype,
@@ -469,11 +469,23 @@ impl Stored {
         place.files.remove_dir_all(&self.dir).map_err(io)
     }
 
+    fn artifact(&self, group: DeltaGroup, at: usize) -> &Pieces {
+        &self.pieces[at][group as usize]
+    }
+
+    fn manifest(&self, layout: &Layout) -> Manifest {
+        let root = |group, at| -> Digest { self.artifact(group, at).artifact.root };
+        layout.delta_manifest(root).expect("a layout's artifacts fit a manifest")
+    }
+
+    /// What it is.
+    pub(super) fn id(&self, layout: &Layout) -> ManifestId {
+        manifest_id(&self.manifest(layout))
+    }
+
     /// Moves segments, then hashes, to their places.
     pub(super) fn commit(self, place: &Place, layout: &Layout) -> Result<ManifestId, StoreError> {
-        let artifact = |group: DeltaGroup, at: usize| &self.pieces[at][group as usize];
-        let root = |group, at| -> Digest { artifact(group, at).artifact.root };
-        let manifest = layout.delta_manifest(root).expect("a layout's artifacts fit a manifest");
+        let manifest = self.manifest(layout);
         let id = manifest_id(&manifest);
         let (files, ledger): (_, &Path) = (&*place.files, &place.root);
         delta::commit(files, ledger, &self.dir, id.root)?;
@@ -481,7 +493,7 @@ impl Stored {
         let mut writer = HashesWriter::create(files, &tmp)?;
         for group in DeltaGroup::ALL {
             for (at, tensor) in layout.tensors.iter().enumerate() {
-                writer.artifact(group.name(), &tensor.name, &artifact(group, at).digests)?;
+                writer.artifact(group.name(), &tensor.name, &self.artifact(group, at).digests)?;
             }
         }
         writer.finish(&manifest)?;

@@ -64,6 +64,11 @@ pub enum AnchorError {
          receipt shows it at {shown}"
     )]
     Block { index: u64, size: u64, said: BlockId, shown: BlockId },
+    #[error(
+        "contradiction: the receipt of the head with {size} entries is of {said}; the node's final \
+         block of that number is {found}. Ask another node: one of the two is not of this chain"
+    )]
+    Node { size: u64, said: BlockId, found: BlockId },
 }
 
 impl AnchorError {
@@ -71,7 +76,11 @@ impl AnchorError {
     pub fn is_contradiction(&self) -> bool {
         matches!(
             self,
-            Self::Root { .. } | Self::Value { .. } | Self::Order { .. } | Self::Block { .. }
+            Self::Root { .. }
+                | Self::Value { .. }
+                | Self::Order { .. }
+                | Self::Block { .. }
+                | Self::Node { .. }
         )
     }
 
@@ -245,6 +254,17 @@ pub fn judge_all(ledger: &Ledger, trust: AnchorTrust<'_>) -> Result<AnchorsView,
             receipts.push(judge(Some(ledger), &receipt, trust)?);
         }
     }
+    let without_receipt = check_blocks(ledger, &receipts)?;
+    Ok(AnchorsView { receipts, without_receipt })
+}
+
+/// Checks that each entry about an anchor names the block that its receipt shows it at; gives the heads
+/// whose receipts are missing.
+///
+/// # Errors
+///
+/// [`AnchorError::Block`].
+pub fn check_blocks(ledger: &Ledger, receipts: &[AnchorView]) -> Result<Vec<u64>, AnchorError> {
     let mut without_receipt = Vec::new();
     for Anchored { index, record } in ledger.anchors() {
         let AnchorRecord { size, block: said, .. } = *record;
@@ -252,12 +272,12 @@ pub fn judge_all(ledger: &Ledger, trust: AnchorTrust<'_>) -> Result<AnchorsView,
             None => without_receipt.push(size),
             Some(view) if view.shown_at != said => {
                 let (said, shown) = (block_id(said), block_id(view.shown_at));
-                return Err(AnchorError::Block { index: *index, size, said, shown }.into());
+                return Err(AnchorError::Block { index: *index, size, said, shown });
             }
             Some(_) => {}
         }
     }
-    Ok(AnchorsView { receipts, without_receipt })
+    Ok(without_receipt)
 }
 
 /// Checks what the log says of its own heads.
@@ -317,6 +337,48 @@ pub fn exclusive(
     let own = own_heads(ledger)?;
     let sightings: Vec<_> = view.receipts.iter().flat_map(|r| r.sightings.clone()).collect();
     Ok(coverage(range, &sightings, |found| own.contains_key(found)))
+}
+
+/// Whether everything that the hotkey committed to in some blocks is a head of this log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ExclusiveView {
+    /// The first block.
+    pub first: u32,
+    /// The last one.
+    pub last: u32,
+    /// Whether receipts show it.
+    pub exclusive: bool,
+    /// If not, why.
+    pub text: String,
+}
+
+/// Says of `blocks`, or of those from the first receipt to the last, whether receipts show all that the
+/// hotkey committed to; nothing where there are none.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the log does not read.
+pub fn exclusive_view(
+    ledger: &Ledger,
+    view: &AnchorsView,
+    blocks: Option<(u32, u32)>,
+) -> Result<Option<ExclusiveView>, LedgerError> {
+    let first = view.receipts.iter().map(|r| r.set_in).min();
+    let last = view.receipts.iter().filter_map(|r| r.shown_at.number.try_into().ok()).max();
+    let Some((first, last)) = blocks.or(first.zip(last)) else { return Ok(None) };
+    let coverage = exclusive(ledger, view, first..=last)?;
+    let text = match coverage {
+        Coverage::Exclusive => "every commitment of the hotkey is a head of this log".to_owned(),
+        Coverage::Gap { from, to } => {
+            format!("no receipt shows what stood there in blocks {from} to {to}")
+        }
+        Coverage::Foreign { slot } => {
+            let what = slot.digest.map_or("something else".to_owned(), |digest| digest.to_string());
+            format!("block {} set {what}, which is no head of this log", slot.block)
+        }
+    };
+    let exclusive = coverage == Coverage::Exclusive;
+    Ok(Some(ExclusiveView { first, last, exclusive, text }))
 }
 
 /// The digest of every head that the log ever had, with its size.
@@ -384,7 +446,7 @@ fn block(id: BlockId) -> ChainBlock {
     ChainBlock { number: id.number.into(), hash: digest(&id.hash) }
 }
 
-fn block_id(block: ChainBlock) -> BlockId {
+pub(super) fn block_id(block: ChainBlock) -> BlockId {
     // Blocks of this chain are numbered by u32; what is larger is shown as the largest.
     BlockId { number: block.number.try_into().unwrap_or(u32::MAX), hash: hash(block.hash) }
 }

@@ -11,8 +11,10 @@ pub mod anchor;
 pub mod anchored;
 pub mod check;
 pub mod diff;
+pub mod doctor;
 pub mod fsck;
 pub mod gc;
+pub mod hub;
 pub mod import;
 pub mod index;
 pub mod init;
@@ -25,6 +27,8 @@ pub mod seal;
 pub mod show;
 pub mod submit;
 pub mod tables;
+pub mod uploads;
+pub mod witness;
 pub mod writer;
 
 use crate::{
@@ -39,6 +43,7 @@ use crate::{
         StoreError,
         artifacts::StoredCheckpoint,
         files::{Disk, Files},
+        hub::{self as given, GivenError},
         index::IndexError,
         lock::LockError,
         log::{LogError, LogReader},
@@ -108,6 +113,8 @@ pub enum LedgerError {
     #[error("the genesis has version {found}; this program reads {}", init::GENESIS_VERSION)]
     GenesisVersion { found: u64 },
     #[error("the genesis: {0}")]
+    GenesisFiles(GivenError),
+    #[error("the genesis: {0}")]
     GenesisKeys(key_chain::ChainError),
     #[error("the key rotation at entry {index} of the rounds log: {source}")]
     Rotation { index: u64, source: key_chain::ChainError },
@@ -164,12 +171,28 @@ pub enum LedgerError {
     Anchor(#[from] anchored::AnchorError),
     #[error(transparent)]
     AnchorStep(#[from] anchor::AnchorStepError),
+    #[error(
+        "the {log} log has {now} entries now and had {before}: was an old backup put in its place? \
+         If so, start anew from it"
+    )]
+    Shrunk { log: &'static str, before: u64, now: u64 },
     #[error("the thread that appends submissions has ended")]
     SubmitterGone,
     #[error("the submission was not appended: {reason}")]
-    Submit { reason: String },
+    Submit { reason: String, full: bool },
     #[error("making {threads} threads: {source}")]
     Threads { threads: usize, source: rayon::ThreadPoolBuildError },
+}
+
+impl LedgerError {
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::Store(error) => error.is_full(),
+            Self::Submit { full, .. } => *full,
+            _ => false,
+        }
+    }
 }
 
 impl From<check::Disagreement> for LedgerError {
@@ -231,6 +254,9 @@ pub struct Sealed {
 }
 
 /// A ledger open for reading, as of the tree heads that were published when it was opened.
+///
+/// A clone is cheap: what grows with the run is shared.
+#[derive(Clone)]
 pub struct Ledger {
     place: Place,
     genesis: Genesis,
@@ -238,8 +264,8 @@ pub struct Ledger {
     keys: KeyChain,
     rounds: LogReader,
     submissions: LogReader,
-    sealed: Vec<Sealed>,
-    anchors: Vec<Anchored>,
+    sealed: Arc<Vec<Sealed>>,
+    anchors: Arc<Vec<Anchored>>,
 }
 
 /// An anchor with its place in the rounds log.
@@ -287,6 +313,42 @@ impl Ledger {
                 return Err(error.into());
             }
         }
+    }
+
+    /// This ledger as its logs are now, if a new head was published of either.
+    ///
+    /// New submissions alone cost reading two heads; a sealed round, reading the rounds log again.
+    ///
+    /// # Errors
+    ///
+    /// As [`Ledger::open`]; [`LedgerError::Shrunk`] if a log has fewer entries than before.
+    pub fn follow(&self) -> Result<Option<Self>, LedgerError> {
+        let open = |dir: &Path| LogReader::open(self.place.files.clone(), dir);
+        let rounds = open(&self.place.rounds_log())?;
+        if rounds.note() != self.rounds.note() {
+            let now = Self::open_in(self.place.files.clone(), &self.place.root)?;
+            return self.check_grown(&now).map(|()| Some(now));
+        }
+        let submissions = open(&self.place.submissions_log())?;
+        if submissions.note() == self.submissions.note() {
+            return Ok(None);
+        }
+        let now = Self { submissions, ..self.clone() };
+        self.check_grown(&now)?;
+        now.verify_heads()?;
+        Ok(Some(now))
+    }
+
+    fn check_grown(&self, now: &Self) -> Result<(), LedgerError> {
+        let logs = [("rounds", &self.rounds, &now.rounds)];
+        let logs = logs.into_iter().chain([("submissions", &self.submissions, &now.submissions)]);
+        for (log, before, now) in logs {
+            let (before, now) = (before.size(), now.size());
+            if now < before {
+                return Err(LedgerError::Shrunk { log, before, now });
+            }
+        }
+        Ok(())
     }
 
     /// The ledger as its logs are committed, whatever is published of them: for a writer, which has
@@ -338,6 +400,7 @@ impl Ledger {
         }
         let no_ledger = || LedgerError::NoLedger { path: place.root.clone() };
         let (genesis, run_id, keys) = start.ok_or_else(no_ledger)?;
+        let (sealed, anchors) = (Arc::new(sealed), Arc::new(anchors));
         Ok(Self { place, genesis, run_id, keys, rounds, submissions, sealed, anchors })
     }
 
@@ -508,6 +571,7 @@ fn check_genesis(genesis: &Genesis) -> Result<(), LedgerError> {
     }
     let Rule::SparseMeanSgd(rule) = &genesis.rule;
     rule.check()?;
+    given::check_given(&genesis.files).map_err(LedgerError::GenesisFiles)?;
     Ok(())
 }
 

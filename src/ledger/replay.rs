@@ -114,7 +114,8 @@ pub fn replay(
 /// Folds the state after `round` again, from the last kept one before it, into `scratch`.
 ///
 /// All rounds on the way are compared, so the bits are those that were sealed. In `scratch` it takes
-/// the room of a whole state; the caller removes it.
+/// the room of a whole state; the caller removes it. `scratch` may be the ledger's own place: then it
+/// shares what does not change.
 ///
 /// # Errors
 ///
@@ -129,8 +130,8 @@ pub fn rebuild(
     let (kept, position) = (Kept::load(ledger)?, ledger.position(round)?);
     let span = kept.start(position)..position + 1;
     let options = ReplayOptions { rounds: round..=round, tensor: None, fold };
-    let mut rebuilt =
-        Rebuilt::new(ledger.checkpoint(ledger.sealed()[span.start].record.base)?, scratch)?;
+    let base = ledger.checkpoint(ledger.sealed()[span.start].record.base)?;
+    let mut rebuilt = Rebuilt::new(base, scratch, scratch.root == ledger.place().root)?;
     // No state within it is kept, so it is one pass.
     for pass in passes(ledger, &kept, span)? {
         replay_pass(ledger, pass, &options, Some(&mut rebuilt), progress)?;
@@ -144,22 +145,27 @@ struct Rebuilt {
     writer: CheckpointWriter,
     /// The first position of the manifest that is not written yet.
     next: usize,
+    /// Where the base lies: what does not change is there already.
+    shared: bool,
 }
 
 impl Rebuilt {
-    fn new(base: StoredCheckpoint, scratch: &Place) -> Result<Self, LedgerError> {
+    fn new(base: StoredCheckpoint, scratch: &Place, shared: bool) -> Result<Self, LedgerError> {
         let tmp = scratch.tmp();
         scratch
             .files
             .create_dir_all(&tmp)
             .map_err(|source| StoreError::Io { path: tmp, source })?;
-        Ok(Self { base, writer: CheckpointWriter::create(scratch)?, next: 0 })
+        Ok(Self { base, writer: CheckpointWriter::create(scratch)?, next: 0, shared })
     }
 
-    /// Copies the tensors up to `position`, which the rule does not fold.
+    /// Copies or shares the tensors up to `position`, which the rule does not fold.
     fn copy_until(&mut self, position: usize) -> Result<(), StoreError> {
         for position in self.next..position {
-            self.writer.copy(&self.base, position)?;
+            match self.shared {
+                true => self.writer.unchanged(&self.base, position)?,
+                false => self.writer.copy(&self.base, position)?,
+            }
         }
         self.next = self.next.max(position);
         Ok(())

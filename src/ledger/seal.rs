@@ -1,7 +1,7 @@
 //! Sealing a round: dispose, plan, fold, store, then one entry in the rounds log.
 
 use gradledger_kernels::{Divisor, Step, cpu};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
@@ -49,7 +49,7 @@ impl Default for FoldOptions {
 }
 
 /// What a seal came to.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SealReport {
     /// The round.
     pub round: u64,
@@ -68,7 +68,7 @@ pub struct SealReport {
 }
 
 /// An accepted miner.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct AcceptedLine {
     /// Templar's slot, if that is how the miner is known.
     pub uid: Option<u16>,
@@ -79,7 +79,7 @@ pub struct AcceptedLine {
 }
 
 /// A rejected submission or an absent miner.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RejectedLine {
     /// Templar's slot, if that is how the miner is known.
     pub uid: Option<u16>,

@@ -129,6 +129,30 @@ impl Receipt {
     }
 }
 
+/// The receipt of the signed statement at `index` under the ledger's newest published head; none if a
+/// file that was fetched is there.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the log does not reach to it, or does not read.
+pub fn receipt(ledger: &Ledger, index: u64) -> Result<Option<Receipt>, LedgerError> {
+    let (log, run_id) = (ledger.submissions_log(), ledger.run_id());
+    let bytes = log.entry(index)?;
+    let read = |source| LedgerError::Entry { log: "submissions", index, source };
+    let Submission::Signed(signed) = json::from_slice(&bytes).map_err(read)? else {
+        return Ok(None);
+    };
+    Ok(Some(Receipt {
+        version: RECEIPT_VERSION,
+        run_id,
+        statement: statement_of(run_id, &signed).id(),
+        index,
+        entry: String::from_utf8_lossy(&bytes).into_owned(),
+        proof: log.inclusion_proof(index, log.size())?,
+        head: String::from_utf8_lossy(log.note()).into_owned(),
+    }))
+}
+
 /// The bytes that a logged submission's miner signed.
 pub fn statement_of(run: Digest, signed: &Signed) -> Statement {
     Statement {
@@ -186,15 +210,77 @@ pub fn check_statement(
         let want = format!("a statement of delta {}", submission.delta.root);
         return Ok(Err(bad(want, delta.to_hex())));
     }
-    let listed = match &ledger.genesis().miners {
-        MinersPolicy::Hotkeys(keys) => keys.contains(&hotkey),
-        MinersPolicy::Listed => false,
-    };
-    if !listed {
-        let want = "a hotkey that the genesis lists";
-        return Ok(Err(Refusal::new(Code::NotListed, None, want, hotkey.to_hex())));
+    if let Err(refusal) = check_listed(ledger, hotkey) {
+        return Ok(Err(refusal));
     }
     check_open(ledger, round)
+}
+
+/// Whether the genesis lists this hotkey.
+///
+/// # Errors
+///
+/// The answer to whoever it is.
+pub fn check_listed(ledger: &Ledger, hotkey: Digest) -> Result<(), Refusal> {
+    match &ledger.genesis().miners {
+        MinersPolicy::Hotkeys(keys) if keys.contains(&hotkey) => Ok(()),
+        _ => {
+            let want = "a hotkey that the genesis lists";
+            Err(Refusal::new(Code::NotListed, None, want, hotkey.to_hex()))
+        }
+    }
+}
+
+/// Where a statement that nobody has signed yet would stand.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is in the log already, maybe of a sealed round.
+    Logged,
+    /// It would be taken, and count as the log stands.
+    Open,
+    /// It would not be taken, or not count.
+    Refused(Refusal),
+}
+
+/// Asks for a statement's place before its delta is sent: what it would be refused for in the end.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the log does not read.
+pub fn standing(writer: &mut LedgerWriter, statement: &Statement) -> Result<Standing, LedgerError> {
+    let ledger = writer.ledger();
+    if let Err(refusal) = check_listed(ledger, statement.hotkey) {
+        return Ok(Standing::Refused(refusal));
+    }
+    match check_open(ledger, statement.round)? {
+        Err(refusal) if refusal.code == Code::Late => {
+            let sealed = sealed_before(writer, statement)?.is_some();
+            return Ok(if sealed { Standing::Logged } else { Standing::Refused(refusal) });
+        }
+        Err(refusal) => return Ok(Standing::Refused(refusal)),
+        Ok(()) => {}
+    }
+    let base = ledger.newest().root;
+    let window = ledger.window_start()..ledger.submissions_log().size();
+    for (_, submission) in ledger.submissions(window)? {
+        let Submission::Signed(signed) = submission else { continue };
+        if statement_of(ledger.run_id(), &signed) == *statement {
+            return Ok(Standing::Logged);
+        }
+        let same = (signed.hotkey, signed.round) == (statement.hotkey, statement.round);
+        if same && signed.base == base && signed.refused.is_none() {
+            let want = format!("delta {}, which this hotkey submitted", signed.delta.root);
+            let found = statement.delta.to_hex();
+            let refusal = Refusal::new(Code::DuplicateSubmission, None, want, found);
+            return Ok(Standing::Refused(refusal));
+        }
+    }
+    if statement.base != base {
+        let want = format!("the newest state, {base}");
+        let refusal = Refusal::new(Code::WrongBase, None, want, statement.base.to_hex());
+        return Ok(Standing::Refused(refusal));
+    }
+    Ok(Standing::Open)
 }
 
 /// Whether `round` is the one that takes submissions now.
@@ -220,16 +306,25 @@ struct Request {
     answer: SyncSender<Answer>,
 }
 
+/// What else is done with the ledger that a [`Submitter`] holds.
+type Task = Box<dyn FnOnce(&mut LedgerWriter) + Send>;
+
+enum Job {
+    Submit(Box<Request>),
+    Task(Task),
+    End,
+}
+
 /// Appends statements for any number of clients, many in one commit.
 pub struct Submitter {
-    requests: Sender<Request>,
+    requests: Sender<Job>,
     thread: JoinHandle<LedgerWriter>,
 }
 
 /// A client's end of a [`Submitter`]; cheap to clone.
 #[derive(Clone)]
 pub struct SubmitHandle {
-    requests: Sender<Request>,
+    requests: Sender<Job>,
 }
 
 impl Submitter {
@@ -248,13 +343,14 @@ impl Submitter {
         SubmitHandle { requests: self.requests.clone() }
     }
 
-    /// Answers what was handed in and gives the ledger back. Handles must be gone.
+    /// Answers what was handed in and gives the ledger back. What is handed in later is not taken.
     ///
     /// # Panics
     ///
     /// If the submitter's thread did.
     pub fn finish(self) -> LedgerWriter {
-        drop(self.requests);
+        // If it has ended by itself, joining says why.
+        let _ = self.requests.send(Job::End);
         self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
@@ -270,37 +366,92 @@ impl SubmitHandle {
     pub fn submit(&self, submission: SignedStatement) -> Answer {
         let (answer, answered) = sync_channel(1);
         let lost = || LedgerError::SubmitterGone;
-        self.requests.send(Request { submission, answer }).map_err(|_| lost())?;
+        let request = Job::Submit(Box::new(Request { submission, answer }));
+        self.requests.send(request).map_err(|_| lost())?;
+        answered.recv().map_err(|_| lost())?
+    }
+
+    /// Does something else with the ledger, after what was handed in before, and waits for it: a
+    /// question that only the writer can answer, or a seal.
+    ///
+    /// If it failed in the logs, the ledger is read again before the next one.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::SubmitterGone`], or what `task` gives.
+    pub fn with<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&mut LedgerWriter) -> Result<T, LedgerError> + Send + 'static,
+    ) -> Result<T, LedgerError> {
+        let (answer, answered) = sync_channel(1);
+        let lost = || LedgerError::SubmitterGone;
+        let task = move |writer: &mut LedgerWriter| {
+            let done = task(writer);
+            if let Err(LedgerError::Store(_)) = &done {
+                recover(writer);
+            }
+            let _ = answer.send(done);
+        };
+        self.requests.send(Job::Task(Box::new(task))).map_err(|_| lost())?;
         answered.recv().map_err(|_| lost())?
     }
 }
 
-fn serve(mut writer: LedgerWriter, requests: &Receiver<Request>) -> LedgerWriter {
+fn serve(mut writer: LedgerWriter, jobs: &Receiver<Job>) -> LedgerWriter {
     let mut known = Known::default();
-    while let Ok(first) = requests.recv() {
-        let mut batch = vec![first];
-        while let Some(more) = (batch.len() < BATCH_MAX).then(|| requests.try_recv().ok()).flatten()
-        {
-            batch.push(more);
+    while let Ok(first) = jobs.recv() {
+        let mut next = Some(first);
+        let mut batch = Vec::new();
+        while let Some(Job::Submit(request)) = next {
+            batch.push(*request);
+            next = (batch.len() < BATCH_MAX).then(|| jobs.try_recv().ok()).flatten();
         }
-        let (submissions, answers): (Vec<_>, Vec<_>) =
-            batch.into_iter().map(|r| (r.submission, r.answer)).unzip();
-        match submit_batch(&mut writer, &mut known, &submissions) {
-            Ok(receipts) => {
-                for (answer, receipt) in answers.into_iter().zip(receipts) {
-                    // A client that went away is told nothing; its statement stands.
-                    let _ = answer.send(Ok(receipt));
+        answer_batch(&mut writer, &mut known, batch);
+        match next {
+            Some(Job::Task(task)) => {
+                let size = writer.ledger().submissions_log().size();
+                task(&mut writer);
+                if writer.ledger().submissions_log().size() != size {
+                    known = Known::default();
                 }
             }
-            Err(error) => {
-                let text = error.to_string();
-                for answer in answers {
-                    let _ = answer.send(Err(LedgerError::Submit { reason: text.clone() }));
-                }
-            }
+            Some(Job::End) => break,
+            Some(Job::Submit(_)) | None => {}
         }
     }
     writer
+}
+
+/// A log that failed takes nothing more; what the disk holds is read anew, and more may fit by then.
+fn recover(writer: &mut LedgerWriter) {
+    if let Err(error) = writer.reopen() {
+        tracing::error!(%error, "the ledger could not be read again");
+    }
+}
+
+fn answer_batch(writer: &mut LedgerWriter, known: &mut Known, batch: Vec<Request>) {
+    if batch.is_empty() {
+        return;
+    }
+    let (submissions, answers): (Vec<_>, Vec<_>) =
+        batch.into_iter().map(|r| (r.submission, r.answer)).unzip();
+    match submit_batch(writer, known, &submissions) {
+        Ok(receipts) => {
+            for (answer, receipt) in answers.into_iter().zip(receipts) {
+                // A client that went away is told nothing; its statement stands.
+                let _ = answer.send(Ok(receipt));
+            }
+        }
+        Err(error) => {
+            // Some of it may be in the log all the same.
+            *known = Known::default();
+            recover(writer);
+            let (text, full) = (error.to_string(), error.is_full());
+            for answer in answers {
+                let _ = answer.send(Err(LedgerError::Submit { reason: text.clone(), full }));
+            }
+        }
+    }
 }
 
 /// Statements of the open window by their id, with their index: read once, then kept up to date.

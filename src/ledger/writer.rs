@@ -38,6 +38,8 @@ pub struct LedgerWriter {
     rounds: LogWriter,
     submissions: LogWriter,
     index: Option<LedgerIndex>,
+    /// Where the log key lies, if not in the ledger.
+    key_file: Option<PathBuf>,
     // Let go of last: the index is closed by then.
     _lock: WriterLock,
 }
@@ -97,15 +99,24 @@ impl LedgerWriter {
         // What is committed says whose turn it is to sign, be it published or not.
         let committed = Ledger::open_committed(&place)?;
         last_head::check(&committed, last_heads)?;
-        super::anchor::refuse_older(&committed)?;
-        let LogSigners { rounds, submissions } = signers(&committed, key_file)?;
-        let open = |dir: PathBuf, signer| LogWriter::open(files.clone(), &dir, signer);
-        let rounds = open(place.rounds_log(), rounds)?;
-        let submissions = open(place.submissions_log(), submissions)?;
+        let (rounds, submissions) = open_logs(&committed, key_file)?;
         empty_tmp(&place)?;
         // Recovery may have published a head, so the ledger is read again.
         let ledger = Ledger::open_in(files, root)?;
-        Ok(Self { ledger, rounds, submissions, index: None, _lock: lock })
+        let key_file = key_file.map(Path::to_owned);
+        Ok(Self { ledger, rounds, submissions, index: None, key_file, _lock: lock })
+    }
+
+    /// Reads the logs again as the next process would, under the same lock: after an append failed.
+    ///
+    /// # Errors
+    ///
+    /// As [`LedgerWriter::open`]; then it may be tried again.
+    pub fn reopen(&mut self) -> Result<(), LedgerError> {
+        let committed = Ledger::open_committed(self.ledger.place())?;
+        (self.rounds, self.submissions) = open_logs(&committed, self.key_file.as_deref())?;
+        self.index = None;
+        self.reload()
     }
 
     /// The ledger as it stands.
@@ -195,6 +206,18 @@ impl LedgerWriter {
     }
 }
 
+/// The writers of both logs, with the signers whose turn it is.
+fn open_logs(
+    committed: &Ledger,
+    key_file: Option<&Path>,
+) -> Result<(LogWriter, LogWriter), LedgerError> {
+    super::anchor::refuse_older(committed)?;
+    let LogSigners { rounds, submissions } = signers(committed, key_file)?;
+    let place = committed.place();
+    let open = |dir: PathBuf, signer| LogWriter::open(place.files.clone(), &dir, signer);
+    Ok((open(place.rounds_log(), rounds)?, open(place.submissions_log(), submissions)?))
+}
+
 /// One log key as the signer of both logs.
 pub(super) struct LogSigners {
     pub(super) rounds: HeadSigner,
@@ -226,7 +249,7 @@ impl LogSigners {
 }
 
 /// The signers whose turn it is.
-fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, LedgerError> {
+pub(super) fn signers(ledger: &Ledger, key_file: Option<&Path>) -> Result<LogSigners, LedgerError> {
     let (place, chain) = (ledger.place(), ledger.keys());
     let path = key_file.map_or_else(|| place.log_key(chain.rotations()), Path::to_owned);
     let seed = keys::load(&*place.files, &path).map_err(StoreError::from)?;

@@ -6,7 +6,7 @@
 use std::{
     fs,
     io::{self, Write},
-    os::unix::fs::{FileExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -82,6 +82,15 @@ pub trait Files: Send + Sync {
     ///
     /// The operating system's.
     fn exists(&self, path: &Path) -> io::Result<bool>;
+
+    /// Bytes that can still be written below `path`, which exists. A place without an end says the most.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn free_bytes(&self, _path: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 /// A file being written, front to back.
@@ -119,6 +128,16 @@ pub trait ReadFile: Send + Sync {
     /// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// What tells this file from others that had its name or will have it: of files that are replaced
+    /// by renaming, no two have the same. A place that cannot tell says the same of all.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    fn stamp(&self) -> io::Result<[u64; 3]> {
+        Ok([0; 3])
+    }
+
     /// Whether nobody but its owner may read or write it. A place that cannot tell says no.
     ///
     /// # Errors
@@ -146,6 +165,12 @@ impl ReadFile for fs::File {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    fn stamp(&self) -> io::Result<[u64; 3]> {
+        let metadata = self.metadata()?;
+        let time = [metadata.mtime(), metadata.mtime_nsec()].map(i64::cast_unsigned);
+        Ok([metadata.ino(), time[0], time[1]])
     }
 
     fn is_secret(&self) -> io::Result<bool> {
@@ -202,6 +227,11 @@ impl Files for Disk {
 
     fn exists(&self, path: &Path) -> io::Result<bool> {
         path.try_exists()
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        let system = rustix::fs::statvfs(path)?;
+        Ok(system.f_bavail.saturating_mul(system.f_frsize))
     }
 }
 
@@ -323,6 +353,10 @@ impl Files for Reopening {
     fn exists(&self, path: &Path) -> io::Result<bool> {
         self.0.exists(path)
     }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.0.free_bytes(path)
+    }
 }
 
 /// Writes a small file whole: beside its place, synced, renamed over it, the directory synced.
@@ -341,7 +375,9 @@ pub fn write_whole(files: &dyn Files, path: &Path, bytes: &[u8]) -> io::Result<(
     file.sync()?;
     drop(file);
     files.rename(&beside, path)?;
-    files.sync_dir(path.parent().unwrap_or(Path::new(".")))
+    // A name alone lies in the working directory.
+    let parent = path.parent().filter(|parent| *parent != Path::new(""));
+    files.sync_dir(parent.unwrap_or(Path::new(".")))
 }
 
 /// Creates a directory and those above it, all their names durable.

@@ -38,6 +38,13 @@ const _: () = assert!(TAIL_BYTES == 3 * 8 + MAGIC.len() as u64);
 /// Before each descriptor: where its digests start, and its length.
 const HEAD_BYTES: u64 = 12;
 
+/// Length of the file of a manifest, whatever its roots: as the writer writes it, no digest unused.
+pub fn file_bytes(manifest: &Manifest) -> u64 {
+    let digests: u64 = manifest.descriptors().iter().map(|d| piece_count(d.bytes)).sum();
+    let descriptors: u64 = manifest.entries().map(|json| HEAD_BYTES + json.len() as u64).sum();
+    digests * Digest::BYTES as u64 + descriptors + TAIL_BYTES
+}
+
 /// Most bytes of descriptors that are read: about a million of them.
 const DESCRIPTORS_BYTES_MAX: u64 = 256 << 20;
 
@@ -162,6 +169,26 @@ impl HashesWriter {
     }
 }
 
+/// Copies the hashes that `from` has to their place below `ledger`, durably; every digest is checked on
+/// the way. `tmp` is a place for the file under way.
+///
+/// # Errors
+///
+/// [`HashesError`] names what does not fit.
+pub fn copy(
+    from: &HashesReader,
+    files: &dyn Files,
+    ledger: &Path,
+    tmp: &Path,
+) -> Result<PathBuf, HashesError> {
+    let mut writer = HashesWriter::create(files, tmp)?;
+    for (at, Descriptor { group, name, .. }) in from.manifest().descriptors().iter().enumerate() {
+        writer.artifact(group, name, &from.digests(at)?)?;
+    }
+    writer.finish(from.manifest())?;
+    commit(files, ledger, tmp, manifest_id(from.manifest()).root)
+}
+
 /// Moves a finished file to its place below `ledger`, durably; returns the place.
 ///
 /// # Errors
@@ -195,7 +222,16 @@ impl HashesReader {
     ///
     /// [`HashesError`] names what does not fit.
     pub fn open(files: &dyn Files, ledger: &Path, id: &ManifestId) -> Result<Self, HashesError> {
-        let path = place::hashes(ledger, id.root);
+        Self::open_file(files, &place::hashes(ledger, id.root), id)
+    }
+
+    /// As [`HashesReader::open`], of a file that lies elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`HashesReader::open`].
+    pub fn open_file(files: &dyn Files, path: &Path, id: &ManifestId) -> Result<Self, HashesError> {
+        let path = path.to_owned();
         let file = files.open(&path).map_err(io_at(&path))?;
         let tail = Tail::read(&*file, &path)?;
         let mut bytes = vec![0; tail.descriptor_bytes as usize];

@@ -7,20 +7,24 @@ pub mod artifacts;
 pub mod config;
 pub mod files;
 pub mod hashes;
+pub mod hub;
 pub mod index;
 pub mod keys;
 pub mod lock;
 pub mod log;
+pub mod machine;
 pub mod open_round;
 pub mod place;
 pub mod quarantine;
+pub mod remote;
 pub mod retention;
 pub mod segment;
+pub mod uploads;
 
 use self::{
     config::ConfigError, hashes::HashesError, keys::heads::GuardError, log::LogError,
-    open_round::OpenRoundError, quarantine::QuarantineError, retention::RetentionError,
-    segment::SegmentError,
+    open_round::OpenRoundError, quarantine::QuarantineError, remote::RemoteError,
+    retention::RetentionError, segment::SegmentError,
 };
 use crate::types::{digest::Digest, json::JsonError};
 
@@ -81,6 +85,21 @@ pub enum StoreError {
         /// Which artifact.
         what: String,
     },
+    /// A file given at `init` that is not the one the genesis names.
+    #[error(
+        "{path}: this is not {name} as it was given at init: its SHA-256 is {found}, the genesis says \
+         {expected}. Put a copy of the original there"
+    )]
+    Given {
+        /// Where it lies.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+        /// As the genesis says.
+        expected: Digest,
+        /// As it was read.
+        found: Digest,
+    },
     /// A segment.
     #[error(transparent)]
     Segment(#[from] SegmentError),
@@ -110,19 +129,47 @@ pub enum StoreError {
 impl StoreError {
     /// Whether stored bytes contradict a digest, rather than being out of reach.
     ///
-    /// What the operating system answers (no such file, no space, a failing disk) says nothing about
-    /// the bytes.
+    /// What the operating system or a server answers (no such file, no space, a failing disk, no
+    /// connection) says nothing about the bytes.
     pub fn is_mismatch(&self) -> bool {
         match self {
             Self::Io { .. } | Self::Key(_) | Self::Guard(_) | Self::Config(_) => false,
             // A file that ends early has no error number: that is the bytes' fault.
-            _ => self.io().is_none_or(|error| error.raw_os_error().is_none()),
+            _ => self.io().is_none_or(|error| {
+                error.raw_os_error().is_none() && !RemoteError::is_behind(error)
+            }),
         }
+    }
+
+    /// Whether a server did not answer, or not as asked.
+    pub fn is_unanswered(&self) -> bool {
+        self.io().is_some_and(RemoteError::is_behind)
+    }
+
+    /// Whether the disk is full.
+    pub fn is_full(&self) -> bool {
+        let full = [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded];
+        self.io().is_some_and(|error| full.contains(&error.kind()))
     }
 
     /// Whether a file is not there.
     pub fn is_not_found(&self) -> bool {
         self.io().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The operating system's answer, if that is what this is about, as far as it can be told again.
+    ///
+    /// # Errors
+    ///
+    /// This error, if it is about something else.
+    pub fn into_io(self) -> Result<io::Error, Self> {
+        match self.io() {
+            Some(error) => Ok(match error.raw_os_error() {
+                Some(number) => io::Error::from_raw_os_error(number),
+                None => io::Error::new(error.kind(), self),
+            }),
+            None => Err(self),
+        }
     }
 
     /// The operating system's answer, if that is what this is about.

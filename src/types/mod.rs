@@ -12,3 +12,4 @@ pub mod refusal;
 pub mod rule;
 pub mod submission;
 pub mod tensor;
+pub mod upload;

@@ -1,7 +1,7 @@
 //! Entries of the submissions log: a statement that a miner signed, or a file fetched for one. See
 //! `schema/records.md`.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -119,8 +119,20 @@ impl Serialize for SignatureHex {
 
 impl<'de> Deserialize<'de> for SignatureHex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// Text that is not 128 lower-case hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a signature is 128 lower-case hex digits")]
+pub struct NotASignature;
+
+impl FromStr for SignatureHex {
+    type Err = NotASignature;
+
+    fn from_str(text: &str) -> Result<Self, NotASignature> {
         // Two digests' worth of digits, read by the one reader of hex that there is.
-        let text = String::deserialize(deserializer)?;
         let half = |range: std::ops::Range<usize>| {
             text.get(range).and_then(|half| half.parse::<Digest>().ok())
         };
@@ -131,7 +143,7 @@ impl<'de> Deserialize<'de> for SignatureHex {
                 bytes[32..].copy_from_slice(second.as_bytes());
                 Ok(Self(bytes))
             }
-            _ => Err(D::Error::custom("a signature is 128 lower-case hex digits")),
+            _ => Err(NotASignature),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use ed25519_dalek::{Signer as _, SigningKey};
 use gradledger::{
-    anchor::{Chain, ChainError, SignedCall, View},
+    anchor::{Chain, ChainError, SignedCall, View, Witness},
     types::{digest::Digest, progress::Progress, record::AnchorPlace},
 };
 use gradledger_anchor::{
@@ -15,7 +15,7 @@ use gradledger_anchor::{
     extrinsic::call_arguments,
     grandpa::{Authority, AuthoritySet},
     hash::{Hash32, Hex, blake2b_256},
-    header::Header,
+    header::{BlockId, Header},
     receipt::{Finality, Justified, Proof, StateProof, SubtensorProof},
 };
 use parity_scale_codec::{Compact, Decode as _, Encode as _};
@@ -54,6 +54,8 @@ struct State {
     cut: Option<Cut>,
     sent: Vec<Vec<u8>>,
     stale: bool,
+    other_blocks: bool,
+    signed: Option<usize>,
 }
 
 /// A node of the chain; clones talk to the same chain.
@@ -108,6 +110,13 @@ impl TestChain {
         let mut state = State::default();
         (0..5).for_each(|_| state.push(None));
         Self(Arc::new(Mutex::new(state)))
+    }
+
+    /// Another chain: its genesis state is not empty.
+    pub fn of_another_genesis() -> Self {
+        let chain = Self::default();
+        chain.lock().push(Some(Commitment { deposit: 1, block: 0, fields: Vec::new() }));
+        chain
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -173,8 +182,28 @@ impl TestChain {
     pub fn justify(&self, proof: &mut SubtensorProof) {
         let state = self.lock();
         let shown = Header::decode(&proof.state.header.0).unwrap().id.number as usize;
-        let headers = state.blocks[shown + 1..].iter().map(|b| Hex(b.header.clone())).collect();
-        let target = state.header().id;
+        let justified = state.justified(shown, state.number() as usize);
+        proof.finality = Finality::Justified(justified);
+    }
+
+    /// From now on the node shows another block in the place of each.
+    pub fn reorganise(&self) {
+        self.lock().other_blocks = true;
+    }
+
+    /// Three of four authorities sign for the newest block.
+    pub fn sign_newest(&self) {
+        let mut state = self.lock();
+        let newest = state.number() as usize;
+        state.signed = Some(newest);
+    }
+}
+
+impl State {
+    /// The headers after block `from` up to `to`, and what three of four authorities sign for that.
+    fn justified(&self, from: usize, to: usize) -> Justified {
+        let headers = self.blocks[from + 1..=to].iter().map(|b| Hex(b.header.clone())).collect();
+        let target = Header::decode(&self.blocks[to].header).unwrap().id;
         let block = [&target.hash.0[..], &target.number.to_le_bytes()].concat();
         let round = 9u64.to_le_bytes();
         let message = [&[1], &block[..], &round, &SET_ID.to_le_bytes()].concat();
@@ -187,8 +216,33 @@ impl TestChain {
             bytes.extend(key.verifying_key().to_bytes());
         }
         bytes.push(0);
-        let justification = Hex(bytes);
-        proof.finality = Finality::Justified(Justified { headers, justification });
+        Justified { headers, justification: Hex(bytes) }
+    }
+}
+
+impl Witness for TestChain {
+    fn genesis(&mut self) -> Result<Hash32, ChainError> {
+        Ok(Hash32(self.anchor_place().chain_genesis.0))
+    }
+
+    fn final_block(&mut self, number: u32) -> Result<Option<Hash32>, ChainError> {
+        let state = self.lock();
+        let hash = state.blocks.get(number as usize).map(|block| blake2b_256(&block.header));
+        Ok(if state.other_blocks { hash.map(|_| Hash32([7; 32])) } else { hash })
+    }
+
+    fn look(&mut self, _: &AnchorPlace) -> Result<View, ChainError> {
+        Chain::look(self)
+    }
+
+    fn justify(
+        &mut self,
+        block: BlockId,
+        _: &dyn Progress,
+    ) -> Result<Option<Justified>, ChainError> {
+        let (state, from) = (self.lock(), block.number as usize);
+        let signed = state.signed.filter(|signed| *signed >= from);
+        Ok(signed.map(|signed| state.justified(from, signed)))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use gradledger::{
     anchor::file::FileChain,
-    export::{ExportDtype, SHARD_BYTES_MAX, export},
+    export::{ExportDtype, FileSet, SHARD_BYTES_MAX, export},
     import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
         Anchored, At, Ledger, LedgerError,
@@ -25,11 +25,13 @@ use gradledger::{
         retention::Kept,
         rotate::rotate_key,
         seal::{FoldOptions, seal},
-        submit::{Known, Receipt, open_round, statement_of, submit_batch},
+        submit::{Known, Receipt, Submitter, open_round, statement_of, submit_batch},
+        uploads::{Commit, UploadDesk, UploadError},
         writer::LedgerWriter,
     },
     merkle::head::TreeHead,
     store::{
+        config::UploadsChoice,
         files::{Files, read_whole},
         segment::{delta::DeltaSegments, place},
     },
@@ -40,7 +42,8 @@ use gradledger::{
         progress::Silent,
         record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
-        submission::{Miner, Outcome, Submission},
+        submission::{Miner, Outcome, SignatureHex, Submission},
+        upload::{UploadRequest, UploadState},
     },
 };
 
@@ -56,6 +59,8 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    /// Files that go with the model.
+    given: Vec<PathBuf>,
     signatures: Signatures,
 }
 
@@ -146,13 +151,23 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        let fixture = Self { dir, pool, given: vec![], signatures: Signatures::default() };
         miner::write_list(&fixture.miners(), MINERS);
         (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
         let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
         (1..=DELTAS)
             .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
         fixture
+    }
+
+    /// The same with small files that go with the model.
+    pub fn with_files(mut self) -> Self {
+        for (name, bytes) in [("config.json", &b"{}"[..]), ("vocab.txt", &[b'v'; 5000])] {
+            let path = self.dir.path().join(name);
+            fs::write(&path, bytes).expect("a new file");
+            self.given.push(path);
+        }
+        self
     }
 
     pub fn dir(&self) -> &Path {
@@ -224,6 +239,10 @@ impl Fixture {
             Step::Submit(round, sent) => {
                 let mut writer = LedgerWriter::open_in(files.clone(), root, None)?;
                 facts.extend(self.submit(&mut writer, *round, sent)?);
+                Ok(())
+            }
+            Step::Upload(round, number, delta) => {
+                facts.extend(self.upload(root, files, *round, *number, *delta)?);
                 Ok(())
             }
             Step::Open => LedgerWriter::open_in(files.clone(), root, None).map(drop),
@@ -315,6 +334,85 @@ impl Fixture {
         Ok(answers.into_iter().map(receipt).collect())
     }
 
+    /// Hands a delta in as a server takes it: announced, sent in parts that are kept, committed twice.
+    fn upload(
+        &self,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        round: u64,
+        number: u8,
+        delta: u64,
+    ) -> Result<Vec<Fact>, LedgerError> {
+        let writer = LedgerWriter::open_in(files.clone(), root, None)?;
+        let ledger = Ledger::open_in(files.clone(), root)?;
+        if open_round(&ledger)? > round {
+            return Ok(vec![]);
+        }
+        let submitter = Submitter::start(writer);
+        let facts = {
+            // The thread's calls and ours never overlap: each waits for the other.
+            let choice = UploadsChoice { part_bytes: 1 << 16, ..UploadsChoice::default() };
+            let desk = UploadDesk::open(&ledger, submitter.handle(), choice).map(Arc::new);
+            desk.and_then(|desk| {
+                desk.sweep()?;
+                self.send(&desk, &ledger, round, number, delta)
+            })
+        };
+        submitter.finish();
+        facts.map_err(|error| match error {
+            UploadError::Ledger(error) => error,
+            other => LedgerError::Submit { reason: other.to_string(), full: false },
+        })
+    }
+
+    fn send(
+        &self,
+        desk: &Arc<UploadDesk>,
+        ledger: &Ledger,
+        round: u64,
+        number: u8,
+        delta: u64,
+    ) -> Result<Vec<Fact>, UploadError> {
+        let staged = miner::stage(ledger, round, &self.delta(delta));
+        let (run, base) = (ledger.run_id(), ledger.newest().root);
+        let statement = miner::statement(run, round, base, staged.delta(), number);
+        let mut request = UploadRequest {
+            method: String::new(),
+            path: String::new(),
+            run,
+            round,
+            base,
+            delta: staged.delta(),
+            signature: None,
+        };
+        let hotkey = miner::public(number);
+        let token = Digest([number; 32]);
+        let UploadState { id, hashes_bytes, missing, .. } = desk.create(&request, hotkey, token)?;
+        if let Some(bytes) = hashes_bytes {
+            let hashes = staged.hashes().expect("it was staged");
+            let mut receiving = desk.receive(id, token, None, bytes)?;
+            receiving.write(&hashes)?;
+            receiving.finish(Digest::of(&hashes))?;
+        }
+        for part in missing {
+            let bytes = staged.part(part).expect("it was staged");
+            let mut receiving = desk.receive(id, token, Some(part.offset), part.bytes)?;
+            receiving.write(&bytes)?;
+            receiving.finish(Digest::of(&bytes))?;
+            let left = desk.state(id, token)?.missing;
+            assert!(!left.contains(&part), "{part:?} was acknowledged");
+        }
+        request.signature = Some(SignatureHex(self.signatures.of(&statement, number)));
+        let commit = || match desk.commit(id, &request, hotkey)? {
+            Commit::Done(receipt) => Ok(receipt),
+            Commit::Pending(pending) => pending.run(),
+        };
+        let receipt = commit()?;
+        assert_eq!(commit()?, receipt, "the same receipt again");
+        let receipt = serde_json::from_slice(&receipt).expect("a receipt");
+        Ok(vec![Fact::Receipt(Box::new(receipt))])
+    }
+
     fn init(
         &self,
         dialect: Dialect,
@@ -346,6 +444,7 @@ impl Fixture {
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
             anchor: None,
+            files: &self.given,
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -381,6 +480,8 @@ pub enum Step {
     Open,
     /// Statements of one round in one batch: who sends which delta.
     Submit(u64, Vec<(u8, u64)>),
+    /// An upload for one round: whose, and which delta.
+    Upload(u64, u8, u64),
     Import(u64, Peers),
     Seal(u64),
     /// Every how many rounds a state is kept.
@@ -618,7 +719,8 @@ fn kind(outcome: &Outcome) -> &'static str {
 pub fn exported(ledger: &Ledger, at: At) -> Result<Digest, Failed> {
     let out = MemFs::new();
     let state = ledger.checkpoint(ledger.state(at)?)?;
-    export(&state, ExportDtype::F32, SHARD_BYTES_MAX, &out, Path::new("/out"), &Silent)?;
+    let set = FileSet::of(state.manifest(), ExportDtype::F32, SHARD_BYTES_MAX)?;
+    export(&state, &set, &out, Path::new("/out"), &Silent)?;
     let mut all = Vec::new();
     for (path, bytes) in out.files() {
         writeln!(all, "{} {}", path.display(), bytes.len())?;

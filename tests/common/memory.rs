@@ -76,6 +76,11 @@ impl ReadFile for MemoryBytes {
         buffer.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
+
+    /// Nobody else is there.
+    fn is_secret(&self) -> io::Result<bool> {
+        Ok(true)
+    }
 }
 
 impl Files for Memory {

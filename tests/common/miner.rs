@@ -1,20 +1,25 @@
 //! Miners who sign for their deltas: hotkeys, key files, delta segments, and what they hand in.
 
-use std::{collections::BTreeMap, fs, path::Path, sync::Mutex};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    sync::{Arc, Mutex},
+};
 
 use gradledger::{
-    codec::{sr25519::SecretKey, statement::Statement},
-    import::wallet::ss58,
+    codec::{sr25519::SecretKey, ss58, statement::Statement},
     intake::{
         admit::Expected,
         native::{NativeAdmission, admit_segments},
     },
     ledger::{Ledger, LedgerError, submit::SignedStatement},
-    store::{files::Disk, segment::delta::DeltaWriter},
-    types::digest::Digest,
+    store::{files::Disk, place::Place, segment::delta::DeltaWriter},
+    sync::submit::Staged,
+    types::{digest::Digest, manifest::ManifestId},
 };
 
-use super::Random;
+use super::{Random, memfs::MemFs};
 
 /// A miner's secret, by its number.
 pub fn hotkey(number: u8) -> SecretKey {
@@ -68,10 +73,36 @@ pub fn write_delta(dir: &Path, seed: u64, tensors: &[(&str, u64)]) {
 pub struct Signatures(Mutex<BTreeMap<Digest, [u8; 64]>>);
 
 impl Signatures {
-    fn of(&self, statement: &Statement, number: u8) -> [u8; 64] {
+    pub fn of(&self, statement: &Statement, number: u8) -> [u8; 64] {
         let mut known = self.0.lock().expect("no panic while it is held");
         let sign = || statement.sign(&hotkey(number)).expect("the hotkey's own statement");
         *known.entry(statement.id()).or_insert_with(sign)
+    }
+}
+
+/// What miner `number` signs.
+pub fn statement(
+    run: Digest,
+    round: u64,
+    base: Digest,
+    delta: ManifestId,
+    number: u8,
+) -> Statement {
+    let (delta, delta_bytes) = (delta.root, delta.bytes);
+    Statement { run, round, base, delta, delta_bytes, hotkey: public(number) }
+}
+
+/// The delta in `dir` as a miner sends it.
+pub fn stage(ledger: &Ledger, round: u64, dir: &Path) -> Staged {
+    let layout = ledger.layout().expect("a ledger's model");
+    let expected = Expected { layout: &layout, rule: ledger.rule(), round };
+    let place = Place::new(Arc::new(MemFs::new()), Path::new("/miner"));
+    place.files.create_dir_all(&place.tmp()).expect("an empty disk");
+    match admit_segments(dir, expected, &place, "stage").expect("a disk in memory") {
+        NativeAdmission::Stored { delta, .. } => {
+            Staged::open(&place, &layout, delta).expect("it was stored")
+        }
+        NativeAdmission::Malformed(refusal) => panic!("{refusal}"),
     }
 }
 
@@ -89,14 +120,7 @@ pub fn hand_in(
         NativeAdmission::Stored { delta, refused } => (delta, refused),
         NativeAdmission::Malformed(refusal) => panic!("{refusal}"),
     };
-    let statement = Statement {
-        run: ledger.run_id(),
-        round,
-        base: ledger.newest().root,
-        delta: delta.root,
-        delta_bytes: delta.bytes,
-        hotkey: public(number),
-    };
+    let statement = statement(ledger.run_id(), round, ledger.newest().root, delta, number);
     let signature = signatures.of(&statement, number);
     Ok(SignedStatement { statement, signature, delta, refused })
 }

@@ -3,12 +3,15 @@
 
 use std::path::PathBuf;
 
+pub mod desk;
 pub mod gradient;
 pub mod ledger;
 pub mod memfs;
 pub mod miner;
 pub mod model;
 pub mod scenario;
+pub mod served;
+pub mod server;
 pub mod signed;
 
 /// The folder of golden data: `GRADLEDGER_GOLDEN`, or the copy beside the tests.

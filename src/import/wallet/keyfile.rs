@@ -8,13 +8,12 @@ use serde::{
 };
 use zeroize::Zeroizing;
 
-use super::{
-    FILE_BYTES_MAX,
-    encrypted::Legacy,
-    ss58::{self, Ss58Error},
-};
+use super::{FILE_BYTES_MAX, encrypted::Legacy};
 use crate::{
-    codec::sr25519::{KeyError, PUBLIC_BYTES, SECRET_BYTES, SEED_BYTES, SecretKey},
+    codec::{
+        sr25519::{KeyError, PUBLIC_BYTES, SECRET_BYTES, SEED_BYTES, SecretKey},
+        ss58::{self, Ss58Error},
+    },
     types::digest::Digest,
 };
 

@@ -1,7 +1,7 @@
 //! Bittensor hotkey files: the secret with which a miner signs, plain or under a password.
 //!
-//! `keyfile` reads the JSON, `encrypted` the box around it, `ss58` the address. What is taken and
-//! what is refused is in `schema/wallet.md`. Where a password comes from is the caller's business.
+//! `keyfile` reads the JSON, `encrypted` the box around it. What is taken and what is refused is in
+//! `schema/wallet.md`. Where a password comes from is the caller's business.
 //!
 //! Trust: the file is its owner's, but nothing in it is believed: it is bounded, and its key must be
 //! that of the public key and address beside it. Secrets are wiped from memory when dropped, as far
@@ -9,7 +9,6 @@
 
 pub mod encrypted;
 mod keyfile;
-pub mod ss58;
 
 use std::{
     fmt,
@@ -21,7 +20,10 @@ use std::{
 use zeroize::Zeroizing;
 
 pub use self::keyfile::KeyfileError;
-use crate::{codec::sr25519::SecretKey, types::digest::Digest};
+use crate::{
+    codec::{sr25519::SecretKey, ss58},
+    types::digest::Digest,
+};
 
 /// Largest key file that is read; real ones are below one KiB.
 pub const FILE_BYTES_MAX: usize = 64 * 1024;

@@ -15,11 +15,19 @@ mod overlap;
 mod rows;
 mod schema;
 
-use crate::store::{StoreError, segment::query};
+use crate::{
+    store::{
+        StoreError,
+        segment::query::{self, Cell},
+    },
+    types::submission::Miner,
+};
 
+pub use self::rows::Share;
 use self::{
+    overlap::overlaps,
     rows::RoundRows,
-    schema::{MINERS, ROUND_TABLES},
+    schema::{CONTRIBUTIONS, MINERS, ROUND_TABLES},
 };
 use super::{Ledger, LedgerError, writer::LedgerWriter};
 
@@ -49,6 +57,57 @@ pub fn update(writer: &LedgerWriter) -> Result<(), LedgerError> {
         }
     }
     Ok(())
+}
+
+/// What the table of contributions has of the sealed round at `position`, each row by its columns.
+///
+/// # Errors
+///
+/// [`LedgerError`] if the round's dispositions are missing.
+pub fn contributions(
+    ledger: &Ledger,
+    position: usize,
+) -> Result<Vec<BTreeMap<&'static str, Cell>>, LedgerError> {
+    let rows = RoundRows::of(ledger, position)?.of_table(&CONTRIBUTIONS);
+    let names = || CONTRIBUTIONS.columns.iter().map(|column| column.name);
+    Ok(rows.into_iter().map(|row| names().zip(row).collect()).collect())
+}
+
+/// How alike two accepted deltas of a round are.
+#[derive(Clone, Copy, Debug)]
+pub struct Likeness {
+    /// Whose they are, in ledger order.
+    pub miners: [Miner; 2],
+    /// Share of the positions that both sent.
+    pub share_common: f64,
+    /// Of their values; none if one is zero.
+    pub cosine: Option<f64>,
+}
+
+/// What each miner gave to a round, as in the table `contributions`.
+///
+/// # Errors
+///
+/// [`LedgerError`] if there is no such round, or its dispositions are missing.
+pub fn shares(ledger: &Ledger, round: u64) -> Result<Vec<Share>, LedgerError> {
+    Ok(RoundRows::of(ledger, ledger.position(round)?)?.shares())
+}
+
+/// How alike the deltas of each two miners of a round are, as in the table `overlap`.
+///
+/// # Errors
+///
+/// As [`shares`], or if a delta is missing.
+pub fn likenesses(ledger: &Ledger, round: u64) -> Result<Vec<Likeness>, LedgerError> {
+    let rows = RoundRows::of(ledger, ledger.position(round)?)?;
+    let (miners, deltas): (Vec<Miner>, Vec<_>) = rows.deltas().into_iter().unzip();
+    let found = overlaps(ledger.place(), &ledger.layout()?, &deltas).map_err(StoreError::from)?;
+    let likeness = |pair: &overlap::Pair| Likeness {
+        miners: [miners[pair.a], miners[pair.b]],
+        share_common: found.share(pair),
+        cosine: pair.cosine,
+    };
+    Ok(found.pairs.iter().map(likeness).collect())
 }
 
 /// A hundred rounds, those of them that are sealed.

@@ -45,6 +45,13 @@ pub(super) struct Overlaps {
     pub blocks: u64,
 }
 
+impl Overlaps {
+    /// Positions that both of a pair sent, of those that each sent.
+    pub fn share(&self, pair: &Pair) -> f64 {
+        pair.common as f64 / (self.positions as f64).max(1.0)
+    }
+}
+
 /// Some blocks of one tensor.
 struct Run<'a> {
     tensor: &'a TensorLayout,

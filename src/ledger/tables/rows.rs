@@ -51,6 +51,19 @@ fn dispositions(ledger: &Ledger, sealed: &Sealed) -> Result<Vec<Disposition>, Le
     read.collect()
 }
 
+/// What an accepted miner gave to a round.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Who.
+    pub miner: Miner,
+    /// L2 norm of all values that it sent.
+    pub norm: f64,
+    /// The same after clipping, without skipped tensors.
+    pub norm_folded: f64,
+    /// `norm_folded^2` of the sum over the round's miners; none if that is 0.
+    pub share: Option<f64>,
+}
+
 /// A round with what its rows are made of.
 pub(super) struct RoundRows<'a> {
     ledger: &'a Ledger,
@@ -129,8 +142,7 @@ impl<'a> RoundRows<'a> {
     }
 
     fn contributions(&self) -> Vec<Row> {
-        let norms = self.norms();
-        let total: f64 = norms.iter().map(|(_, folded)| folded * folded).sum();
+        let shares = self.shares();
         let row = |disposition: &Disposition| {
             let Disposition { index, miner, verdict } = disposition;
             let (name, order, refusal) = match verdict {
@@ -138,8 +150,7 @@ impl<'a> RoundRows<'a> {
                 Verdict::Rejected(refusal) => ("rejected", None, Some(refusal)),
                 Verdict::Absent => ("absent", None, None),
             };
-            let norm = order.and_then(|order| norms.get(order as usize));
-            let share = norm.filter(|_| total > 0.0).map(|(_, folded)| folded * folded / total);
+            let share = order.and_then(|order| shares.get(order as usize));
             let delta = self.delta(*index);
             let file = self.submission(*index).and_then(Submission::file);
             vec![
@@ -155,17 +166,30 @@ impl<'a> RoundRows<'a> {
                 Cell::maybe(file, text),
                 Cell::maybe(delta.map(|delta| delta.root), text),
                 Cell::maybe(delta.map(|delta| delta.bytes), Cell::Int),
-                Cell::maybe(norm.map(|(norm, _)| *norm), Cell::Float64),
-                Cell::maybe(norm.map(|(_, folded)| *folded), Cell::Float64),
-                Cell::maybe(share, Cell::Float64),
+                Cell::maybe(share.map(|share| share.norm), Cell::Float64),
+                Cell::maybe(share.map(|share| share.norm_folded), Cell::Float64),
+                Cell::maybe(share.and_then(|share| share.share), Cell::Float64),
             ]
         };
         self.dispositions.iter().map(row).collect()
     }
 
-    /// Per accepted miner, in ledger order: the L2 norm of its values, and of what was folded of them.
-    fn norms(&self) -> Vec<(f64, f64)> {
+    /// What each accepted miner gave, in ledger order; none if the plan was dropped.
+    pub(super) fn shares(&self) -> Vec<Share> {
         let Some(plan) = &self.plan else { return Vec::new() };
+        let squares = self.squares(plan);
+        let total: f64 = squares.iter().map(|(_, folded)| folded).sum();
+        let share = |((_, _, miner), (sent, folded)): (_, (f64, f64))| Share {
+            miner,
+            norm: sent.sqrt(),
+            norm_folded: folded.sqrt(),
+            share: (total > 0.0).then(|| folded / total),
+        };
+        accepted(&self.dispositions).into_iter().zip(squares).map(share).collect()
+    }
+
+    /// Per accepted miner the squares of its values, and of what was folded of them.
+    fn squares(&self, plan: &Plan) -> Vec<(f64, f64)> {
         let mut squares = vec![(0.0, 0.0); plan.miners];
         for (at, tensor) in self.layout.tensors.iter().enumerate() {
             let skipped = self.skipped(tensor.position);
@@ -178,7 +202,7 @@ impl<'a> RoundRows<'a> {
                 }
             }
         }
-        squares.into_iter().map(|(sent, folded)| (sent.sqrt(), folded.sqrt())).collect()
+        squares
     }
 
     fn skipped(&self, position: usize) -> bool {
@@ -223,11 +247,14 @@ impl<'a> RoundRows<'a> {
         genesis.into_iter().chain([sealed]).collect()
     }
 
+    /// The accepted miners with their deltas, in ledger order.
+    pub(super) fn deltas(&self) -> Vec<(Miner, ManifestId)> {
+        let delta = |(_, index, miner)| Some((miner, self.delta(Some(index))?));
+        accepted(&self.dispositions).into_iter().filter_map(delta).collect()
+    }
+
     fn overlap(&self) -> Vec<Row> {
-        let deltas: Vec<(String, ManifestId)> = accepted(&self.dispositions)
-            .into_iter()
-            .filter_map(|(_, index, miner)| Some((miner_text(&miner), self.delta(Some(index))?)))
-            .collect();
+        let deltas = self.deltas();
         let place = self.ledger.place();
         let ids: Vec<ManifestId> = deltas.iter().map(|(_, delta)| *delta).collect();
         // Deltas that were dropped leave no rows.
@@ -236,12 +263,12 @@ impl<'a> RoundRows<'a> {
             let ((miner_a, a), (miner_b, b)) = (&deltas[pair.a], &deltas[pair.b]);
             vec![
                 Cell::Int(self.sealed.record.round),
-                text(miner_a),
-                text(miner_b),
+                text(miner_text(miner_a)),
+                text(miner_text(miner_b)),
                 Cell::Bool(a == b),
                 Cell::Int(found.positions),
                 Cell::Int(pair.common),
-                Cell::Float64(pair.common as f64 / (found.positions as f64).max(1.0)),
+                Cell::Float64(found.share(pair)),
                 Cell::maybe(pair.cosine, Cell::Float64),
                 Cell::Int(found.blocks_sampled),
                 Cell::Int(found.blocks),

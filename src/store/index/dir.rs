@@ -46,6 +46,17 @@ pub struct IndexDir {
     index: Option<Box<dyn Index>>,
 }
 
+/// How the index of a ledger stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// There is none.
+    Absent,
+    /// Its files are those that were closed last.
+    Closed,
+    /// A process has it open, or had it open and was killed.
+    Open,
+}
+
 impl IndexDir {
     /// Opens the index below `root` as it was closed, or an empty one if it is not as it was.
     ///
@@ -75,6 +86,15 @@ impl IndexDir {
         fs::create_dir_all(root).map_err(io)?;
         let index = guarded(|| Backend::open(&root.join(BACKEND)))?;
         Ok(Self { root: root.to_owned(), index: Some(Box::new(index)) })
+    }
+
+    /// How the index below `root` stands; nothing is changed. Hashes all of it, as [`IndexDir::open`].
+    pub fn standing(root: &Path) -> Standing {
+        match fs::symlink_metadata(root.join(BACKEND)) {
+            Err(_) => Standing::Absent,
+            Ok(_) if is_as_closed(root) => Standing::Closed,
+            Ok(_) => Standing::Open,
+        }
     }
 
     /// As [`Index::get`].

@@ -15,7 +15,7 @@ pub mod sled;
 
 use std::{error::Error, io, path::PathBuf};
 
-pub use dir::IndexDir;
+pub use dir::{IndexDir, Standing};
 
 use crate::types::{digest::Digest, submission::Miner};
 

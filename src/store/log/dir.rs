@@ -44,7 +44,7 @@ pub(super) enum Part {
 
 impl Part {
     /// The part that a path below the log's directory names.
-    fn parse(path: &str) -> Option<Self> {
+    pub(super) fn parse(path: &str) -> Option<Self> {
         let bundle = || path.parse().map(Self::Bundle);
         path.parse().map(Self::Tile).or_else(|_| bundle()).ok()
     }
@@ -64,7 +64,7 @@ impl Part {
     }
 
     /// The same part with more or fewer hashes or entries, if there can be so many.
-    fn resized(&self, width: u16) -> Option<Self> {
+    pub(super) fn resized(&self, width: u16) -> Option<Self> {
         match self {
             Self::Tile(id) => TileId::new(id.level(), id.index(), width).map(Self::Tile).ok(),
             Self::Bundle(id) => BundleId::new(id.index(), width).map(Self::Bundle).ok(),
@@ -178,8 +178,12 @@ impl LogDir {
     /// that is there is committed, and if it is removed before it can be read, a wider one is there.
     pub(super) fn read_nearest(&self, part: Part) -> Result<Found, LogError> {
         for _ in 0..LOOKS_MAX {
+            // Mostly it is there: then no directory is listed, which a server would be asked for.
+            if let Some(bytes) = self.read_exact(part)? {
+                return Ok(Found { part, bytes });
+            }
             let wider = self.widths(part)?.into_iter().filter(|width| *width > part.width());
-            for width in [part.width()].into_iter().chain(wider).chain([TILE_WIDTH]) {
+            for width in wider.chain([TILE_WIDTH]) {
                 let Some(part) = part.resized(width) else { continue };
                 if let Some(bytes) = self.read_exact(part)? {
                     return Ok(Found { part, bytes });

@@ -8,9 +8,12 @@
 //! Trust: the log is the truth of a ledger, and losing it ends the run. Its files are still read as
 //! if a stranger had written them: sizes are bounded and hashes compared.
 
+mod copy;
 mod dir;
+mod grown;
 mod reader;
 mod recover;
+mod served;
 mod tiler;
 mod verify;
 mod writer;
@@ -23,7 +26,9 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    copy::{Copied, mend_copy},
     reader::{Entries, LogReader},
+    served::{LogFiles, ServedPart},
     writer::LogWriter,
 };
 use super::keys::heads::GuardError;

@@ -24,6 +24,7 @@ use crate::{
 /// Entries are compared with their leaf hashes whenever they are read. That these lead to the head's
 /// root is shown by a proof, or for the whole log by [`Self::verify`]; that the log's key signed the
 /// head, by [`Self::verify_head`].
+#[derive(Clone)]
 pub struct LogReader {
     pub(super) dir: LogDir,
     pub(super) head: TreeHead,

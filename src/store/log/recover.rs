@@ -58,7 +58,7 @@ fn check_origin(dir: &LogDir, state: &TreeState, origin: &str) -> Result<(), Log
 }
 
 /// Removes the files that were to be renamed into place.
-fn remove_torn(dir: &LogDir) -> Result<(), LogError> {
+pub(super) fn remove_torn(dir: &LogDir) -> Result<(), LogError> {
     for path in [dir.state_path(), dir.head_path()] {
         let path = path.with_extension("new");
         match dir.files.remove(&path) {
@@ -72,7 +72,7 @@ fn remove_torn(dir: &LogDir) -> Result<(), LogError> {
 }
 
 /// The tree's edge and the last bundle's bytes, in agreement with each other and the state.
-fn load_edge(dir: &LogDir, state: &TreeState) -> Result<(Tiler, Vec<u8>), LogError> {
+pub(super) fn load_edge(dir: &LogDir, state: &TreeState) -> Result<(Tiler, Vec<u8>), LogError> {
     // The exact files only: a wider one is of a batch that was not committed, and is removed below.
     let tiler = Tiler::load(state.size, |tile| {
         dir.decode_tile(tile, &read_committed(dir, Part::Tile(tile))?)
@@ -138,7 +138,7 @@ fn check_past(
 }
 
 /// Removes what is beyond the committed tree, and partial files that wider ones replaced.
-fn sweep(dir: &LogDir, size: u64) -> Result<(), LogError> {
+pub(super) fn sweep(dir: &LogDir, size: u64) -> Result<(), LogError> {
     let mut stale = vec![];
     dir.walk(&mut |path, part| {
         // Names that no log has are left to the check, which says so.

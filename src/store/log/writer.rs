@@ -1,25 +1,10 @@
 //! Appending: a batch is one commit.
 
-use std::{
-    collections::BTreeSet,
-    io::{self, Write},
-    ops::Range,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{ops::Range, path::Path, sync::Arc};
 
-use super::{
-    Format, LogError, TreeState,
-    dir::{LogDir, Part},
-    tiler::{Tiler, partial_tiles},
-};
+use super::{LogError, dir::LogDir, grown::Grown, tiler::Tiler};
 use crate::{
-    merkle::{
-        head::TreeHead,
-        note::VerifierKey,
-        tile::{BundleId, TILE_WIDTH, bundles_grown, encode_tile, push_entry},
-        tree::{empty_root, leaf_hash},
-    },
+    merkle::{head::TreeHead, note::VerifierKey, tree::empty_root},
     store::{
         files::{Files, create_dir_durable},
         keys::heads::HeadSigner,
@@ -33,10 +18,7 @@ use crate::{
 pub struct LogWriter {
     dir: LogDir,
     signer: HeadSigner,
-    tiler: Tiler,
-    /// Bytes of the last bundle, if it is not full.
-    tail: Vec<u8>,
-    dirs: Dirs,
+    grown: Grown,
     /// The published head: its note and its size.
     note: Vec<u8>,
     published: u64,
@@ -72,8 +54,8 @@ impl LogWriter {
 
     /// A writer that has published nothing yet.
     pub(super) fn at(dir: LogDir, signer: HeadSigner, tiler: Tiler, tail: Vec<u8>) -> Self {
-        let dirs = Dirs { root: dir.path.clone(), seen: BTreeSet::new(), dirty: BTreeSet::new() };
-        Self { dir, signer, tiler, tail, dirs, note: vec![], published: 0, broken: false }
+        let grown = Grown::new(dir.clone(), tiler, tail);
+        Self { dir, signer, grown, note: vec![], published: 0, broken: false }
     }
 
     /// Appends one entry as [`Self::append`] does; heads that hold it are signed by `signer`.
@@ -122,59 +104,22 @@ impl LogWriter {
             return Ok(start..start);
         }
         self.broken = true;
-        self.write_bundles(entries)?;
-        self.sync_dirs()?;
-        self.write_tiles(entries)?;
-        self.sync_dirs()?;
+        self.grown.write_bundles(entries)?;
+        self.grown.sync_dirs()?;
+        self.grown.write_tiles(entries)?;
+        self.grown.write_partials(start)?;
+        self.grown.sync_dirs()?;
         self.commit_state()?;
         let before = self.published;
         self.publish()?;
         self.broken = false;
-        self.remove_partials_of(before);
+        self.grown.remove_partials_of(before);
         Ok(start..self.size())
-    }
-
-    fn write_bundles<E: AsRef<[u8]>>(&mut self, entries: &[E]) -> Result<(), LogError> {
-        let start = self.size();
-        let mut entries = entries.iter();
-        for bundle in bundles_grown(start, start + entries.len() as u64) {
-            let first = bundle.index() * u64::from(TILE_WIDTH);
-            let added = usize::from(bundle.width()) - start.saturating_sub(first) as usize;
-            for entry in entries.by_ref().take(added) {
-                push_entry(&mut self.tail, entry.as_ref()).expect("the lengths were checked");
-            }
-            self.dirs.write(&self.dir, Part::Bundle(bundle), &self.tail)?;
-            if bundle.is_full() {
-                self.tail.clear();
-            }
-        }
-        Ok(())
-    }
-
-    fn write_tiles<E: AsRef<[u8]>>(&mut self, entries: &[E]) -> Result<(), LogError> {
-        let start = self.size();
-        for entry in entries {
-            self.tiler.push(leaf_hash(entry.as_ref()), |tile, hashes| {
-                self.dirs.write(&self.dir, Part::Tile(tile), &encode_tile(hashes))
-            })?;
-        }
-        for (tile, hashes) in self.tiler.partials(start) {
-            self.dirs.write(&self.dir, Part::Tile(tile), &encode_tile(hashes))?;
-        }
-        Ok(())
-    }
-
-    fn sync_dirs(&mut self) -> Result<(), LogError> {
-        for path in std::mem::take(&mut self.dirs.dirty) {
-            self.dir.files.sync_dir(&path).map_err(|source| LogError::Io { path, source })?;
-        }
-        Ok(())
     }
 
     /// The commit point.
     fn commit_state(&self) -> Result<(), LogError> {
-        let TreeHead { origin, size, root } = self.tree_head();
-        self.dir.write_state(&TreeState { format: Format::V1, origin, root, size })
+        self.grown.commit_state(self.signer.origin())
     }
 
     /// Signs the committed tree, its size and root being recorded first, and publishes the head.
@@ -194,25 +139,6 @@ impl LogWriter {
         Ok(())
     }
 
-    /// Removes the partial files of the head before, where wider ones took their place.
-    ///
-    /// Nothing depends on it, and the batch is acknowledged: what stays is removed on opening.
-    fn remove_partials_of(&mut self, size: u64) {
-        let tiles = partial_tiles(size).map(Part::Tile);
-        let width = (size % u64::from(TILE_WIDTH)) as u16;
-        let bundle = BundleId::new(size / u64::from(TILE_WIDTH), width).map(Part::Bundle);
-        for part in tiles.chain(bundle) {
-            let now = part.at_size(self.size()).expect("a log only grows");
-            if now.width() == TILE_WIDTH {
-                let path = self.dir.partials_path(part);
-                let _ = self.dir.files.remove_dir_all(&path);
-                self.dirs.seen.remove(&path);
-            } else if now != part {
-                let _ = self.dir.files.remove(&self.dir.part_path(part));
-            }
-        }
-    }
-
     fn tree_head(&self) -> TreeHead {
         let origin = self.signer.origin().to_owned();
         TreeHead { origin, size: self.size(), root: self.root() }
@@ -220,12 +146,12 @@ impl LogWriter {
 
     /// Number of entries.
     pub fn size(&self) -> u64 {
-        self.tiler.size()
+        self.grown.tiler.size()
     }
 
     /// Root over them.
     pub fn root(&self) -> Digest {
-        self.tiler.root()
+        self.grown.tiler.root()
     }
 
     /// The published head: a signed note.
@@ -257,41 +183,4 @@ fn check_lengths<E: AsRef<[u8]>>(entries: &[E]) -> Result<(), LogError> {
         }
     }
     Ok(())
-}
-
-/// Which directories have names in them that are not durable yet.
-struct Dirs {
-    root: PathBuf,
-    /// Directories whose own name is durable, or will be at the next sync.
-    seen: BTreeSet<PathBuf>,
-    dirty: BTreeSet<PathBuf>,
-}
-
-impl Dirs {
-    /// Writes a file and makes its bytes durable; its name is after the next sync of directories.
-    fn write(&mut self, dir: &LogDir, part: Part, bytes: &[u8]) -> Result<(), LogError> {
-        let path = dir.part_path(part);
-        let written = self.prepare(&*dir.files, &path).and_then(|()| {
-            let mut file = dir.files.create(&path)?;
-            file.write_all(bytes)?;
-            file.sync()
-        });
-        written.map_err(|source| LogError::Io { path, source })
-    }
-
-    /// Makes the directories above a file.
-    fn prepare(&mut self, files: &dyn Files, path: &Path) -> io::Result<()> {
-        let parent = path.parent().expect("a part lies below the log's directory");
-        self.dirty.insert(parent.to_owned());
-        if self.seen.contains(parent) {
-            return Ok(());
-        }
-        files.create_dir_all(parent)?;
-        for dir in parent.ancestors().take_while(|dir| *dir != self.root) {
-            if self.seen.insert(dir.to_owned()) {
-                self.dirty.extend(dir.parent().map(Path::to_owned));
-            }
-        }
-        Ok(())
-    }
 }

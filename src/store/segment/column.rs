@@ -1,6 +1,10 @@
 //! Columns read back: the logical bytes of fixed-width values, and short text.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use parquet::{
@@ -35,7 +39,7 @@ impl FixedColumn {
     /// The values of `width` bytes that `row_groups` have in a column.
     pub(super) fn open(
         segment: &SegmentFile,
-        row_groups: std::ops::Range<usize>,
+        row_groups: Range<usize>,
         column: usize,
         width: usize,
     ) -> Result<Self, SegmentError> {
@@ -60,6 +64,55 @@ impl FixedColumn {
         Err(SegmentError::Length { path: self.path, expected, found: self.bytes })
     }
 
+    /// The file that it lies in.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The bytes of the file that hold `len` bytes of the column from `offset` on, which it has, with
+    /// what lies between its pages.
+    pub fn span(&self, offset: u64, len: u64) -> Range<u64> {
+        if len == 0 {
+            return 0..0;
+        }
+        let at = |offset: u64| {
+            let page = self.pages[self.page_of(offset)];
+            page.file_at + (offset - page.offset)
+        };
+        at(offset)..at(offset + len - 1) + 1
+    }
+
+    /// As [`LogicalBytes::read_at`], from `file` in place of its own: one that has only a span of it.
+    ///
+    /// # Errors
+    ///
+    /// As [`LogicalBytes::read_at`].
+    pub fn read_from(
+        &self,
+        file: &dyn ReadFile,
+        mut offset: u64,
+        mut buffer: &mut [u8],
+    ) -> Result<(), SegmentError> {
+        check_range(self.bytes, offset, buffer.len())?;
+        let mut page = self.page_of(offset);
+        while !buffer.is_empty() {
+            let PageAt { offset: page_offset, file_at } = self.pages[page];
+            let here = usize::try_from(self.end(page) - offset).unwrap_or(usize::MAX);
+            let (now, later) = buffer.split_at_mut(here.min(buffer.len()));
+            let file_at = file_at + (offset - page_offset);
+            file.read_exact_at(now, file_at).map_err(SegmentError::io(&self.path))?;
+            offset += now.len() as u64;
+            buffer = later;
+            page += 1;
+        }
+        Ok(())
+    }
+
+    /// Which page holds the byte at `offset`.
+    fn page_of(&self, offset: u64) -> usize {
+        self.pages.partition_point(|page| page.offset <= offset).saturating_sub(1)
+    }
+
     /// Where page number `page` ends in the column.
     fn end(&self, page: usize) -> u64 {
         self.pages.get(page + 1).map_or(self.bytes, |next| next.offset)
@@ -73,20 +126,8 @@ impl LogicalBytes for FixedColumn {
 
     /// One read a page, straight into `buffer`. At 64 KiB a page that is within a tenth of one large
     /// read; reading headers along would save calls but move every byte again.
-    fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> Result<(), SegmentError> {
-        check_range(self.bytes, offset, buffer.len())?;
-        let mut page = self.pages.partition_point(|page| page.offset <= offset).saturating_sub(1);
-        while !buffer.is_empty() {
-            let PageAt { offset: page_offset, file_at } = self.pages[page];
-            let here = usize::try_from(self.end(page) - offset).unwrap_or(usize::MAX);
-            let (now, later) = buffer.split_at_mut(here.min(buffer.len()));
-            let file_at = file_at + (offset - page_offset);
-            self.file.read_exact_at(now, file_at).map_err(SegmentError::io(&self.path))?;
-            offset += now.len() as u64;
-            buffer = later;
-            page += 1;
-        }
-        Ok(())
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SegmentError> {
+        self.read_from(&*self.file, offset, buffer)
     }
 }
 
@@ -96,9 +137,9 @@ pub(super) fn text(
     whole: &Bytes,
     column: usize,
 ) -> Result<Vec<Bytes>, SegmentError> {
-    let mut values = Vec::new();
+    let (mut values, mut free_at) = (Vec::new(), MAGIC.len() as u64);
     for row_group in 0..segment.row_groups() {
-        let (group, chunk) = segment.whole_chunk(row_group, column)?;
+        let (group, chunk) = segment.whole_chunk(row_group, column, &mut free_at)?;
         let rows = group.num_rows();
         let before = values.len();
         let mut pages = guarded(&segment.path, || {

@@ -381,7 +381,7 @@ impl DeltaSegments {
     ///
     /// [`SegmentError::Missing`], or what does not fit in the file.
     pub fn index(&self, tensor: &str) -> Result<Arc<dyn LogicalBytes>, SegmentError> {
-        self.column(tensor, 0, RowLayout::index_bytes)
+        Ok(Arc::new(self.index_column(tensor)?))
     }
 
     /// The packed codes of a tensor.
@@ -390,7 +390,7 @@ impl DeltaSegments {
     ///
     /// As [`DeltaSegments::index`].
     pub fn code(&self, tensor: &str) -> Result<Arc<dyn LogicalBytes>, SegmentError> {
-        self.column(tensor, 1, RowLayout::code_bytes)
+        Ok(Arc::new(self.code_column(tensor)?))
     }
 
     /// The book of a tensor: lookup values, then the shift.
@@ -404,16 +404,34 @@ impl DeltaSegments {
         Ok(Arc::new(Section { source, start: row * bytes, bytes }))
     }
 
+    /// The column that holds a tensor's packed positions.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeltaSegments::index`].
+    pub fn index_column(&self, tensor: &str) -> Result<FixedColumn, SegmentError> {
+        self.column(tensor, 0, RowLayout::index_bytes)
+    }
+
+    /// The column that holds a tensor's packed codes.
+    ///
+    /// # Errors
+    ///
+    /// As [`DeltaSegments::index`].
+    pub fn code_column(&self, tensor: &str) -> Result<FixedColumn, SegmentError> {
+        self.column(tensor, 1, RowLayout::code_bytes)
+    }
+
     fn column(
         &self,
         tensor: &str,
         column: usize,
         row_bytes: fn(RowLayout) -> u64,
-    ) -> Result<Arc<dyn LogicalBytes>, SegmentError> {
+    ) -> Result<FixedColumn, SegmentError> {
         let (layout, row_group) = self.find(tensor)?;
         let (row, segment) = &self.layouts[layout];
         let width = row_bytes(*row) as usize;
-        Ok(Arc::new(FixedColumn::open(segment, row_group..row_group + 1, column, width)?))
+        FixedColumn::open(segment, row_group..row_group + 1, column, width)
     }
 
     fn find(&self, tensor: &str) -> Result<(usize, usize), SegmentError> {

@@ -7,6 +7,7 @@
 
 use std::{
     io::{self, BufWriter, Write},
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -26,18 +27,24 @@ use parquet::{
             ParquetMetaDataBuilder, ParquetMetaDataWriter, RowGroupMetaData,
             page_index::PageIndexBuilder,
         },
-        page_index::offset_index::OffsetIndexMetaData,
+        page_index::offset_index::{OffsetIndexMetaData, PageLocation},
         properties::{EnabledStatistics, WriterProperties},
         writer::{SerializedPageWriter, TrackedWrite},
     },
     schema::types::SchemaDescPtr,
 };
 
-use super::{error::SegmentError, footer::SegmentFile};
+use super::{
+    error::SegmentError,
+    footer::{MAGIC, SegmentFile},
+};
 use crate::store::files::{Files, WriteFile};
 
 /// Version of the Parquet format that the files claim: data pages of version 1.
 const FORMAT: i32 = 1;
+
+/// Most rows of a row group that is copied: what a footer claims is added up.
+const ROW_GROUP_ROWS_MAX: i64 = 1 << 31;
 
 /// Bytes gathered for one write: a header and a page at a time take a fifth longer.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -143,7 +150,7 @@ impl Draft {
     ) -> Result<Self, SegmentError> {
         let sink = Sink::new(files.create(path).map_err(SegmentError::io(path))?);
         let mut out = TrackedWrite::new(sink.clone());
-        out.write_all(super::footer::MAGIC).map_err(SegmentError::io(path))?;
+        out.write_all(MAGIC).map_err(SegmentError::io(path))?;
         Ok(Self {
             path: path.to_owned(),
             sink,
@@ -191,41 +198,53 @@ impl Draft {
         self.end_column(closed.metadata, closed.offset_index, closed.rows_written)
     }
 
-    /// Copies a row group of a file with the same schema, as its bytes are.
-    pub(super) fn copy(
+    /// Copies all row groups of a file with the same schema, as their bytes are.
+    pub(super) fn copy(&mut self, from: &SegmentFile) -> Result<(), SegmentError> {
+        let mut free_at = MAGIC.len() as u64;
+        for row_group in 0..from.row_groups() {
+            for column in 0..self.schema.num_columns() {
+                self.copy_chunk(from, row_group, column, &mut free_at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn copy_chunk(
         &mut self,
         from: &SegmentFile,
         row_group: usize,
+        column: usize,
+        free_at: &mut u64,
     ) -> Result<(), SegmentError> {
-        for column in 0..self.schema.num_columns() {
-            let (group, chunk) = from.whole_chunk(row_group, column)?;
-            let rows = group.num_rows();
-            let locations = from.locations(row_group, column, chunk)?;
-            let start = chunk.data_page_offset();
-            let mut bytes = vec![0; chunk.compressed_size() as usize]; // Within the file.
-            from.file
-                .read_exact_at(&mut bytes, start as u64)
-                .map_err(SegmentError::io(&from.path))?;
-            self.begin_column();
-            let moved = self.out.bytes_written() as i64 - start;
-            self.out.write_all(&bytes).map_err(SegmentError::io(&self.path))?;
-            let mut index = OffsetIndexBuilder::new();
-            let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([rows]);
-            for (page, end) in locations.iter().zip(ends) {
-                index.append_offset_and_size(page.offset + moved, page.compressed_page_size);
-                index.append_row_count(end - page.first_row_index);
-            }
-            let copied = ColumnChunkMetaData::builder(self.schema.column(column))
-                .set_encodings(chunk.encodings().collect())
-                .set_num_values(chunk.num_values())
-                .set_total_compressed_size(chunk.compressed_size())
-                .set_total_uncompressed_size(chunk.uncompressed_size())
-                .set_data_page_offset(start + moved)
-                .build()
-                .map_err(|source| self.failed(source))?;
-            self.end_column(copied, Some(index.build()), rows as u64)?;
+        let (group, chunk) = from.whole_chunk(row_group, column, free_at)?;
+        let (start, bytes) = (chunk.data_page_offset(), chunk.compressed_size());
+        let locations = from.locations(row_group, column, group, chunk)?;
+        let pages = pages_of(&locations, start..start.saturating_add(bytes), group.num_rows());
+        let (pages, rows) = pages.ok_or_else(|| SegmentError::Pages {
+            path: from.path.clone(),
+            row_group,
+            found: locations.len(),
+            rows: group.num_rows(),
+        })?;
+        let mut body = vec![0; bytes as usize]; // Within the file.
+        from.file.read_exact_at(&mut body, start as u64).map_err(SegmentError::io(&from.path))?;
+        self.begin_column();
+        let to = self.out.bytes_written() as i64;
+        self.out.write_all(&body).map_err(SegmentError::io(&self.path))?;
+        let mut index = OffsetIndexBuilder::new();
+        for (offset, page_bytes, rows) in pages {
+            index.append_offset_and_size(to + offset, page_bytes);
+            index.append_row_count(rows);
         }
-        Ok(())
+        let copied = ColumnChunkMetaData::builder(self.schema.column(column))
+            .set_encodings(chunk.encodings().collect())
+            .set_num_values(chunk.num_values())
+            .set_total_compressed_size(bytes)
+            .set_total_uncompressed_size(bytes)
+            .set_data_page_offset(to)
+            .build()
+            .map_err(|source| self.failed(source))?;
+        self.end_column(copied, Some(index.build()), rows)
     }
 
     /// Writes the footer and syncs the file.
@@ -311,6 +330,32 @@ impl Draft {
     fn failed(&self, source: ParquetError) -> SegmentError {
         failed(&self.path, &self.sink, source)
     }
+}
+
+/// Where each page lies within its chunk, its length, its rows.
+type PageAt = (i64, i32, i64);
+
+/// The pages of a chunk, and the rows of all. None if a page does not lie within the chunk, or its rows do
+/// not follow those before.
+fn pages_of(
+    locations: &[PageLocation],
+    chunk: Range<i64>,
+    rows: i64,
+) -> Option<(Vec<PageAt>, u64)> {
+    let ends = locations.iter().skip(1).map(|next| next.first_row_index).chain([rows]);
+    let mut expected_row = 0;
+    let page = |(location, end): (&PageLocation, i64)| {
+        let bytes = location.compressed_page_size;
+        let page_end = location.offset.checked_add(i64::from(bytes))?;
+        let follows = location.first_row_index == expected_row && end > expected_row;
+        let within = bytes > 0 && location.offset >= chunk.start && page_end <= chunk.end;
+        let rows = end.checked_sub(expected_row)?;
+        expected_row = end;
+        (follows && within).then_some((location.offset - chunk.start, bytes, rows))
+    };
+    let pages = locations.iter().zip(ends).map(page).collect::<Option<Vec<_>>>()?;
+    let sound = pages.is_empty() == (rows == 0) && (0..=ROW_GROUP_ROWS_MAX).contains(&rows);
+    sound.then_some((pages, rows as u64))
 }
 
 /// Says that the order of floats is that of their type, in a file's last bytes.

@@ -7,7 +7,10 @@ use std::{
 
 use parquet::errors::ParquetError;
 
-use crate::types::{digest::Digest, plan::PlanError};
+use crate::{
+    store::remote::RemoteError,
+    types::{digest::Digest, plan::PlanError},
+};
 
 /// A segment that cannot be written or read: the rule, where, and both values.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +52,8 @@ pub enum SegmentError {
     )]
     Index { path: PathBuf, row_group: usize, column: usize, file_bytes: u64 },
     #[error(
-        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}, the file {file_bytes}",
+        "{path}: row group {row_group}: column {column} has {bytes} bytes at {offset}; only \
+         {free_start}..{file_bytes} is free",
         path = path.display()
     )]
     Chunk {
@@ -58,6 +62,7 @@ pub enum SegmentError {
         column: usize,
         offset: i64,
         bytes: i64,
+        free_start: u64,
         file_bytes: u64,
     },
     #[error(
@@ -98,6 +103,8 @@ pub enum SegmentError {
     Twice { path: PathBuf, tensor: String },
     #[error("{path}: no tensor {tensor:?}", path = path.display())]
     Missing { path: PathBuf, tensor: String },
+    #[error("{path}: {expected} bytes lie scattered over {found}", path = path.display())]
+    Scattered { path: PathBuf, expected: u64, found: u64 },
     #[error("{path}: {source}", path = path.display())]
     Plan { path: PathBuf, source: PlanError },
     #[error("a plan of {tensors} tensors and {miners} miners has {found} rows")]
@@ -109,8 +116,13 @@ pub enum SegmentError {
 }
 
 impl SegmentError {
+    /// Whether a server did not answer as asked: that says nothing about the bytes.
+    pub fn is_unanswered(&self) -> bool {
+        matches!(self, Self::Io { source, .. } if RemoteError::is_behind(source))
+    }
+
     /// Makes an I/O error at `path` out of the operating system's.
-    pub(super) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
+    pub(in crate::store) fn io(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.to_owned(), source }
     }
 }

@@ -40,6 +40,11 @@ const INDEX_BYTES_MAX: u64 = 16 << 20;
 /// Fewest bytes of a page's entry in the offset index: three fields of two bytes, and the stop.
 const LOCATION_BYTES_MIN: usize = 7;
 
+/// Most bytes of an offset index beside those of its pages, and of each page's entry: three numbers, and
+/// the length of its text. What is longer holds something else, which would be read for each row group.
+const INDEX_BYTES_MIN: u64 = 64;
+const LOCATION_BYTES_MAX: u64 = 48;
+
 /// Largest page header that is taken for one; ours have 21 to 23 bytes.
 const PAGE_HEADER_BYTES_MAX: u64 = 256;
 
@@ -109,7 +114,7 @@ impl SegmentFile {
             let (path, found) = (self.path.clone(), chunk.num_values());
             return Err(SegmentError::Rows { path, row_group, expected: rows, found });
         }
-        let locations = self.locations(row_group, column, chunk)?;
+        let locations = self.locations(row_group, column, group, chunk)?;
         if locations.is_empty() != (rows == 0) || locations.len() as u64 > rows as u64 {
             let (path, found) = (self.path.clone(), locations.len());
             return Err(SegmentError::Pages { path, row_group, found, rows });
@@ -159,22 +164,39 @@ impl SegmentFile {
         if plain { Ok((group, chunk)) } else { Err(refused()) }
     }
 
-    /// One column of one row group, and its row group, for a reader of all its pages in turn.
+    /// One column of one row group, and its row group, for a reader of all its pages in turn. It lies
+    /// from `free_at` on, which becomes its end: chunks that share bytes would be read once each, and a
+    /// small file would hold as much as it has row groups.
     ///
     /// Parquet 60 asserts that its start and length are not negative.
     pub(super) fn whole_chunk(
         &self,
         row_group: usize,
         column: usize,
+        free_at: &mut u64,
     ) -> Result<(&RowGroupMetaData, &ColumnChunkMetaData), SegmentError> {
         let (group, chunk) = self.chunk(row_group, column)?;
         let (offset, bytes) = (chunk.data_page_offset(), chunk.compressed_size());
-        let end = u64::try_from(offset).ok().zip(u64::try_from(bytes).ok());
-        let end = end.and_then(|(offset, bytes)| offset.checked_add(bytes));
-        if end.is_none_or(|end| end > self.footer_at) {
-            let (path, file_bytes) = (self.path.clone(), self.footer_at);
-            return Err(SegmentError::Chunk { path, row_group, column, offset, bytes, file_bytes });
-        }
+        let range = u64::try_from(offset).ok().zip(u64::try_from(bytes).ok());
+        let end = range.and_then(|(offset, bytes)| match bytes {
+            // A chunk of nothing lies nowhere.
+            0 => Some(*free_at),
+            _ if offset < *free_at => None,
+            _ => offset.checked_add(bytes).filter(|&end| end <= self.footer_at),
+        });
+        let Some(end) = end else {
+            let (path, free_start, file_bytes) = (self.path.clone(), *free_at, self.footer_at);
+            return Err(SegmentError::Chunk {
+                path,
+                row_group,
+                column,
+                offset,
+                bytes,
+                free_start,
+                file_bytes,
+            });
+        };
+        *free_at = end;
         Ok((group, chunk))
     }
 
@@ -202,11 +224,12 @@ impl SegmentFile {
         taken.then_some(PageBody { at: offset + header_bytes, bytes })
     }
 
-    /// Where the pages of a column chunk lie, as its offset index says.
+    /// Where the pages of a column chunk lie, as its offset index says; a page has a row or more.
     pub(super) fn locations(
         &self,
         row_group: usize,
         column: usize,
+        group: &RowGroupMetaData,
         chunk: &ColumnChunkMetaData,
     ) -> Result<Vec<PageLocation>, SegmentError> {
         let refused = || SegmentError::Index {
@@ -219,7 +242,9 @@ impl SegmentFile {
         let bytes = chunk.offset_index_length().and_then(|bytes| u64::try_from(bytes).ok());
         let (at, bytes) = at.zip(bytes).ok_or_else(refused)?;
         let within = at.checked_add(bytes).is_some_and(|end| end <= self.footer_at);
-        if !within || bytes > INDEX_BYTES_MAX {
+        let rows = u64::try_from(group.num_rows()).map_err(|_| refused())?;
+        let most = rows.saturating_mul(LOCATION_BYTES_MAX).saturating_add(INDEX_BYTES_MIN);
+        if !within || bytes > INDEX_BYTES_MAX.min(most) {
             return Err(refused());
         }
         let mut index = vec![0; bytes as usize];

@@ -54,7 +54,8 @@ pub struct TableSchema {
 }
 
 /// One value of a row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[serde(untagged)]
 #[allow(missing_docs)] // As in [`Kind`].
 pub enum Cell {
     Null,
@@ -175,9 +176,7 @@ pub fn merge(
     let mut draft = Draft::create(files, path, table.parquet())?;
     for source in sources {
         let segment = SegmentFile::open(files, source, table.parquet())?;
-        for row_group in 0..segment.row_groups() {
-            draft.copy(&segment, row_group)?;
-        }
+        draft.copy(&segment)?;
     }
     draft.finish()
 }

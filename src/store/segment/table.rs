@@ -8,17 +8,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::{
-    column::reader::{get_column_reader, get_typed_column_reader},
+    column::{
+        page::PageReader,
+        reader::{get_column_reader, get_typed_column_reader},
+    },
     data_type::{
         AsBytes, ByteArray, ByteArrayType, DataType, DoubleType, FloatType, Int32Type, Int64Type,
     },
-    file::serialized_reader::SerializedPageReader,
+    errors::Result as ParquetResult,
+    file::{metadata::ColumnChunkMetaData, serialized_reader::SerializedPageReader},
 };
 
 use super::{
     draft::Draft,
     error::SegmentError,
-    footer::{SegmentFile, guarded},
+    footer::{MAGIC, SegmentFile, guarded},
 };
 
 /// What a column holds.
@@ -80,22 +84,29 @@ impl<T: DataType> Values<T> {
             && self.repetition == other.repetition
     }
 
-    /// What the file has of this column, at most one row more than there are in `self`.
+    /// What the file has of this column, at most one row more than there are in `self`. None if its pages
+    /// claim more values than that: a run of levels is spelled in few bytes, however long it is.
     fn read(
         &self,
         segment: &SegmentFile,
         whole: &Bytes,
         column: usize,
         rows: usize,
-    ) -> Result<Self, SegmentError> {
+    ) -> Result<Option<Self>, SegmentError> {
         let mut found = Self {
             values: Vec::new(),
             definition: self.definition.as_ref().map(|_| Vec::new()),
             repetition: self.repetition.as_ref().map(|_| Vec::new()),
         };
-        let mut left = rows + 1;
+        let (mut left, mut free_at) = (rows + 1, MAGIC.len() as u64);
+        let mut levels_left = self.definition.as_ref().map_or(self.values.len(), Vec::len) as u64;
         for row_group in 0..segment.row_groups() {
-            let (_, chunk) = segment.whole_chunk(row_group, column)?;
+            let (_, chunk) = segment.whole_chunk(row_group, column, &mut free_at)?;
+            let claimed = guarded(&segment.path, || claimed_values(whole, chunk, left))?;
+            match levels_left.checked_sub(claimed) {
+                Some(rest) => levels_left = rest,
+                None => return Ok(None),
+            }
             left -= guarded(&segment.path, || {
                 let whole = Arc::new(whole.clone());
                 let pages = SerializedPageReader::new(whole, chunk, left, None)?;
@@ -106,8 +117,18 @@ impl<T: DataType> Values<T> {
             })?
             .0;
         }
-        Ok(found)
+        Ok(Some(found))
     }
+}
+
+/// How many values, lists that are empty and nothings among them, the headers of a chunk's pages claim.
+fn claimed_values(whole: &Bytes, chunk: &ColumnChunkMetaData, rows: usize) -> ParquetResult<u64> {
+    let mut pages = SerializedPageReader::new(Arc::new(whole.clone()), chunk, rows, None)?;
+    let mut claimed = 0;
+    while let Some(page) = pages.get_next_page()? {
+        claimed += u64::from(page.num_values());
+    }
+    Ok(claimed)
 }
 
 /// Text as Parquet takes it.
@@ -141,7 +162,10 @@ impl Column {
         column: usize,
         rows: usize,
     ) -> Result<bool, SegmentError> {
-        of_any_type!(self, values => Ok(values.same(&values.read(segment, whole, column, rows)?)))
+        of_any_type!(self, values => {
+            let found = values.read(segment, whole, column, rows)?;
+            Ok(found.is_some_and(|found| values.same(&found)))
+        })
     }
 }
 

@@ -160,6 +160,11 @@ impl TensorSegment {
             FixedColumn::open(&segment, 0..segment.row_groups(), 0, dtype.bytes() as usize)?;
         Ok(Self { values: values.of_length(bytes)? })
     }
+
+    /// The column that holds them.
+    pub fn into_column(self) -> FixedColumn {
+        self.values
+    }
 }
 
 impl LogicalBytes for TensorSegment {
