@@ -61,6 +61,7 @@ fn pass_with(
 
 /// Every element is computed and kept where somebody sent it: who sent what is as good as random.
 #[inline(always)]
+#[allow(clippy::eq_op)] // Less itself: the cheapest question whether a value is finite.
 fn step_run<const BY_COUNT: bool, const OUT: bool>(
     run: Run<'_>,
     step: Step,
