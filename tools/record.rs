@@ -7,9 +7,11 @@ pub fn write(bench: &str, values: &[(String, f64, &str)]) -> io::Result<()> {
     let (date, commit, machine) =
         (said(&["date", "+%F"]), said(&["git", "rev-parse", "--short", "HEAD"]), machine());
     let name: String = machine.chars().map(|c| if c.is_alphanumeric() { c } else { '-' }).collect();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("benches/record")
-        .join(format!("{bench}-{date}-{}.csv", name.to_lowercase()));
+    // The kernels are a package of their own, one directory down.
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = if here.ends_with("kernels") { here.parent().unwrap_or(here) } else { here };
+    let path =
+        root.join("benches/record").join(format!("{bench}-{date}-{}.csv", name.to_lowercase()));
     let mut text = "date,commit,machine,bench,median,unit\n".to_owned();
     for (what, value, unit) in values {
         text += &format!("{date},{commit},{machine},{bench}/{what},{value:.3},{unit}\n");

@@ -4,12 +4,12 @@
 //! A band is cut into pieces of some block columns of one row of blocks, which rayon spreads over
 //! threads. A piece goes through in groups of blocks that fit the first cache: `gather` adds up
 //! what all miners sent for the group, `update` passes once over the group's rows of the state.
-//! The next group's bytes are prefetched meanwhile, both of the miners' streams and of the state:
-//! short runs with a long stride are more than the hardware's prefetcher follows.
+//! The next group's bytes are prefetched all the while, a little with each miner and each row.
 //!
 //! Every element is computed alone, so neither path nor threads nor the cut show in the result. A
 //! fault is only noticed here; which one is reported, [`check`] decides.
 
+mod ahead;
 mod gather;
 mod update;
 
@@ -20,8 +20,9 @@ use rayon::prelude::*;
 
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution, Findings, Step};
 use crate::{KernelError, check};
+use ahead::Ahead;
 use gather::Sums;
-use update::{Row, Window};
+use update::{Row, Stepping, Window};
 
 /// Which instructions the pass over the state uses. All paths give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,7 +159,10 @@ fn fold_from(
     check::lengths(band, contributions)?;
     check::state(band, base.unwrap_or(next))?;
     check::state(band, next)?;
-    let job = Job { path, band: flat_where_possible(band), contributions, step };
+    let state = base.unwrap_or(next).as_ptr().addr();
+    let small = update::quotients_are_small(step.divisor, contributions);
+    let stepping = Stepping { step, small };
+    let job = Job { path, band: flat_where_possible(band), contributions, stepping, state };
     let folded = job
         .pieces(base, next)
         .into_par_iter()
@@ -176,6 +180,8 @@ struct Fault;
 /// Elements of the blocks that go through together: the pieces of a row are long enough for memory,
 /// and what a miner costs is shared. Two blocks of 64 x 64.
 const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
+/// Elements that are stepped in the time that an entry takes to gather.
+const STEPPED_AN_ENTRY: usize = 5;
 /// Elements that are worth a task of their own.
 const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
 
@@ -183,7 +189,9 @@ struct Job<'a> {
     path: Path,
     band: Band,
     contributions: &'a [Contribution<'a>],
-    step: Step,
+    stepping: Stepping,
+    /// The address of the state before the step.
+    state: usize,
 }
 
 /// Neighbouring blocks of one row of blocks.
@@ -191,6 +199,8 @@ struct Piece<'s> {
     first_block: usize,
     /// Their first element, row-major in the band.
     origin: usize,
+    /// The first element of the piece after this one.
+    after: usize,
     /// Their part of each row of the state.
     rows: Vec<Row<'s>>,
 }
@@ -226,6 +236,11 @@ impl Job<'_> {
             pieces.extend((0..across).step_by(blocks).map(|column| Piece {
                 first_block: strip * across + column,
                 origin: strip * strip_elements + column * block_columns,
+                after: if column + blocks < across {
+                    strip * strip_elements + (column + blocks) * block_columns
+                } else {
+                    (strip + 1) * strip_elements
+                },
                 rows: Vec::with_capacity(block_rows),
             }));
             for (r, row) in elements.chunks_mut(columns).enumerate() {
@@ -247,12 +262,16 @@ impl Job<'_> {
         let group = self.group();
         for column in (0..columns).step_by(group * width) {
             let blocks = group.min((columns - column) / width);
-            sums.gather(
-                &self.band,
-                self.contributions,
-                piece.first_block + column / width,
-                blocks,
-            )?;
+            let end = column + blocks * width;
+            let next = if end < columns { piece.origin + end } else { piece.after };
+            let mut ahead = self.ahead(next, blocks);
+            let (miners, elements) = (self.contributions.len(), blocks * self.band.block_len());
+            let entries = miners * blocks * self.band.k;
+            // By the time that each takes.
+            ahead.spread((entries, entries + elements / STEPPED_AN_ENTRY), miners);
+            let first = piece.first_block + column / width;
+            sums.gather(&self.band, self.contributions, first..first + blocks, &mut ahead)?;
+            ahead.spread((1, 1), piece.rows.len());
             let window = Window {
                 rows: &mut piece.rows,
                 column,
@@ -261,9 +280,18 @@ impl Job<'_> {
                 origin: piece.origin + column,
                 stride: self.band.columns,
             };
-            findings = findings.merged(update::pass(self.path, self.step, sums, window));
+            findings =
+                findings.merged(update::pass(self.path, self.stepping, sums, window, &mut ahead));
         }
         Ok(findings)
+    }
+
+    /// The group of blocks from element `origin` on, to be fetched while another is gathered.
+    fn ahead(&self, origin: usize, blocks: usize) -> Ahead {
+        let Band { rows, columns, block_rows, block_columns, .. } = self.band;
+        let rows = block_rows.min((rows * columns - origin).div_ceil(columns));
+        let row_bytes = 4 * blocks * block_columns;
+        Ahead::new(self.state + 4 * origin, rows, row_bytes, 4 * columns)
     }
 }
 
@@ -280,31 +308,4 @@ fn flat_where_possible(band: &Band) -> Band {
     } else {
         *band
     }
-}
-
-/// Caches to fetch into.
-const FIRST: u8 = 1;
-const SECOND: u8 = 2;
-
-/// Asks for the cache lines of `data[start .. start + length]`, cut to what there is.
-#[inline(always)]
-fn prefetch<const CACHE: u8, T>(data: &[T], start: usize, length: usize) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
-        let (start, end) = (start.min(data.len()), (start + length).min(data.len()));
-        for at in (start..end).step_by(64 / size_of::<T>()) {
-            let line = data.as_ptr().wrapping_add(at).cast();
-            // SAFETY: a prefetch reads nothing the program can see and never faults; the
-            // instruction is in every x86-64.
-            unsafe {
-                match CACHE {
-                    FIRST => _mm_prefetch::<_MM_HINT_T0>(line),
-                    _ => _mm_prefetch::<_MM_HINT_T1>(line),
-                }
-            }
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (data, start, length);
 }

@@ -13,6 +13,7 @@
 //! - [`codes`] packed codes and 12-bit indices; [`widen`] bf16 and f16; [`bytes`] f32 as logical
 //!   bytes.
 //! - [`feedback`], [`topk`], [`quantise`] the other way: from what a miner trained to what it sends.
+//! - [`memory`] room for a state; [`floor`] and [`made_up`] what a fold is measured against and with.
 //! - [`fma`] one rounding without libm; [`sha256`] digests of pieces.
 //!
 //! Exactness: f32 as IEEE 754 has it, round to nearest even, denormals kept. No implicit
@@ -22,7 +23,7 @@
 //! Trust: index, code and level bytes are hostile. They can cost an `Err`, never a panic or an
 //! access out of bounds. Lengths that the caller derives from its own shapes are asserted or
 //! answered with an `Err`, as each function says. `unsafe` is used for vector instructions,
-//! prefetching and viewing f32 as bytes, nowhere else.
+//! prefetching and viewing bytes as f32 and the other way, nowhere else.
 //!
 //! Threads: what is parallel uses the current rayon pool (`pool.install(|| ...)` chooses it).
 
@@ -34,8 +35,11 @@ pub mod codes;
 pub mod cpu;
 pub mod error;
 pub mod feedback;
+pub mod floor;
 pub mod fma;
 pub mod levels;
+pub mod made_up;
+pub mod memory;
 pub mod norm;
 pub mod quantise;
 pub mod reference;

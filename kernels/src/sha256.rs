@@ -98,16 +98,14 @@ fn hash_task(path: Path, data: &[u8], piece_bytes: usize, out: &mut [Digest32]) 
 /// Hashes slices of one length.
 fn hash_equal(path: Path, pieces: &[&[u8]], out: &mut [Digest32]) {
     // Below these numbers the next path is faster than a wide one with most lanes idle.
-    const AVX512_WORTH: usize = 10;
-    const AVX2_WORTH: usize = 6;
     match path {
         #[cfg(target_arch = "x86_64")]
-        Path::Avx512 if pieces.len() >= AVX512_WORTH => {
+        Path::Avx512 if pieces.len() >= 10 => {
             // SAFETY: callers have asked whether the path is available.
             in_batches(pieces, out, |state, lanes| unsafe { avx512::compress(state, lanes) });
         }
         #[cfg(target_arch = "x86_64")]
-        Path::Avx2 if pieces.len() >= AVX2_WORTH => {
+        Path::Avx2 if pieces.len() >= 6 => {
             // SAFETY: as above.
             in_batches(pieces, out, |state, lanes| unsafe { avx2::compress(state, lanes) });
         }
@@ -121,6 +119,7 @@ fn hash_equal(path: Path, pieces: &[&[u8]], out: &mut [Digest32]) {
 }
 
 /// FIPS 180-4, 5.3.3.
+#[cfg(target_arch = "x86_64")]
 const INITIAL: [u32; 8] = [
     0x6a09_e667,
     0xbb67_ae85,
@@ -133,6 +132,7 @@ const INITIAL: [u32; 8] = [
 ];
 
 /// Bytes of a block of SHA-256.
+#[cfg(target_arch = "x86_64")]
 const BLOCK: usize = 64;
 
 /// Word `i` of the chaining value of each of `N` messages, in `[i]`.

@@ -4,7 +4,12 @@
 //! Nothing here branches on what was sent: indices are as good as random, and no predictor gets them
 //! right.
 
-use super::{Fault, prefetch};
+use std::ops::{Deref, DerefMut, Range};
+
+use super::{
+    Fault,
+    ahead::{Ahead, LINE, fetch},
+};
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution};
 use crate::codes::unpack_pair;
 
@@ -14,33 +19,34 @@ use crate::codes::unpack_pair;
 /// 12 bits say lies within: an index out of range spoils a sum, and the fold fails, but it reaches
 /// no other memory.
 pub(super) struct Sums {
-    pub(super) sum: Vec<f32>,
+    pub(super) sum: Lines<f32>,
     /// Low byte: how many miners sent the element. High byte: 1 + the last of them, or 0.
-    pub(super) sent: Vec<u16>,
+    pub(super) sent: Lines<u16>,
 }
 
 impl Sums {
     /// For groups of up to `elements`.
     pub(super) fn new(elements: usize) -> Self {
         let length = elements + BLOCK_LEN_MAX;
-        Self { sum: vec![0.0; length], sent: vec![0; length] }
+        Self { sum: Lines::new(length), sent: Lines::new(length) }
     }
 
-    /// Adds up what every miner sent for `blocks` blocks from `first` on, miners in order. What
-    /// follows is fetched meanwhile.
+    /// Adds up what every miner sent for some blocks, miners in order. What follows is fetched
+    /// meanwhile.
     pub(super) fn gather(
         &mut self,
         band: &Band,
         contributions: &[Contribution<'_>],
-        first: usize,
-        blocks: usize,
+        Range { start: first, end: next }: Range<usize>,
+        ahead: &mut Ahead,
     ) -> Result<(), Fault> {
         let (index_bytes, code_bytes) = (band.index_bytes_per_block(), band.code_bytes_per_block());
-        let next = first + blocks;
+        let blocks = next - first;
         let mut clean = true;
         for (miner, sent) in contributions.iter().enumerate() {
-            prefetch::<{ super::FIRST }, _>(sent.index, next * index_bytes, blocks * index_bytes);
-            prefetch::<{ super::FIRST }, _>(sent.code, next * code_bytes, blocks * code_bytes);
+            // Beyond the end there is no harm in it.
+            fetch(sent.index.as_ptr().addr() + next * index_bytes, blocks * index_bytes);
+            fetch(sent.code.as_ptr().addr() + next * code_bytes, blocks * code_bytes);
             for block in 0..blocks {
                 let at = block * band.block_len();
                 let entries = Entries {
@@ -56,8 +62,37 @@ impl Sums {
                     _ => entries.add::<8, 256>(of_bins(sent.levels), sum, by),
                 };
             }
+            ahead.step();
         }
         if clean { Ok(()) } else { Err(Fault) }
+    }
+}
+
+/// A scratch that begins with a line of the caches, so that no vector of a block lies in two.
+pub(super) struct Lines<T> {
+    data: Vec<T>,
+    start: usize,
+}
+
+impl<T: Copy + Default> Lines<T> {
+    fn new(length: usize) -> Self {
+        let data = vec![T::default(); length + LINE / size_of::<T>()];
+        let start = data.as_ptr().align_offset(LINE);
+        Self { data, start }
+    }
+}
+
+impl<T> Deref for Lines<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.data[self.start..]
+    }
+}
+
+impl<T> DerefMut for Lines<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data[self.start..]
     }
 }
 

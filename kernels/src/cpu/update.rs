@@ -12,8 +12,11 @@ mod avx512;
 mod scalar;
 
 use super::gather::Sums;
-use super::{Path, prefetch};
-use crate::band::{Findings, Step};
+use super::{
+    Path,
+    ahead::{Ahead, LINE},
+};
+use crate::band::{Contribution, Divisor, Findings, Step};
 use crate::{canonical, fma};
 
 /// A group's elements in the state.
@@ -40,6 +43,15 @@ pub(super) struct Row<'s> {
     pub(super) next: &'s mut [f32],
 }
 
+/// How a pass steps.
+#[derive(Clone, Copy)]
+pub(super) struct Stepping {
+    pub(super) step: Step,
+    /// Whether [`quotients_are_small`].
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "vectors ask"))]
+    pub(super) small: bool,
+}
+
 /// A run of elements that are neighbours in the state and in the sums. All have one length.
 struct Run<'a> {
     /// As in [`Row`].
@@ -51,17 +63,44 @@ struct Run<'a> {
     element: u64,
 }
 
+/// Counts whose reciprocals the vectors hold: below this.
+const SMALL: usize = 32;
+
+/// Whether every sum over its count is what [`small_quotient`] gives.
+///
+/// It is for counts below 32 and sums that are no multiple of something tiny: a sum of f32 is a
+/// multiple of the last place of the smallest of them.
+pub(super) fn quotients_are_small(divisor: Divisor, contributions: &[Contribution<'_>]) -> bool {
+    let tame = |&level: &f32| level == 0.0 || level.abs() >= 2f32.powi(-90);
+    divisor == Divisor::Contributors
+        && contributions.len() < SMALL
+        && contributions.iter().flat_map(|sent| sent.levels).all(tame)
+}
+
+/// `sum / count` by the rounded reciprocal, and what that leaves by it once more.
+///
+/// What is left is exact, since with a whole `count` it is a multiple of the quotient's last place.
+/// The second product is off by less than 2^-22 of that place, and a quotient that is not halfway
+/// between two f32 is further from there, by 1/64 of it at least. Halfway is none unless it is
+/// denormal. The vectors do the same; where a sum is not finite, neither is this.
+#[cfg(test)]
+fn small_quotient(sum: f32, count: f32) -> f32 {
+    let reciprocal = 1.0 / count;
+    let near = sum * reciprocal;
+    let left = near.mul_add(-count, sum);
+    left.mul_add(reciprocal, near)
+}
+
 impl Window<'_, '_> {
-    /// Calls `update` with each run, and has the next group's elements fetched.
+    /// Calls `update` with each run. What follows is fetched meanwhile.
     #[inline(always)]
-    fn each_run(self, sums: &mut Sums, mut update: impl FnMut(Run<'_>)) {
+    fn each_run(self, sums: &mut Sums, ahead: &mut Ahead, mut update: impl FnMut(Run<'_>)) {
         let (height, columns) = (self.rows.len(), self.blocks * self.width);
         // In a single row the blocks follow each other in the sums too.
         let width = if height == 1 { columns } else { self.width };
         let block_len = height * width;
         for (r, row) in self.rows.iter_mut().enumerate() {
-            let base = row.base.unwrap_or(row.next);
-            prefetch::<{ super::SECOND }, _>(base, self.column + columns, columns);
+            ahead.step();
             let element = self.origin + r * self.stride;
             let runs = self.column..self.column + columns;
             for (run, column) in runs.step_by(width).enumerate() {
@@ -80,15 +119,22 @@ impl Window<'_, '_> {
 
 /// Steps every element of the window that somebody sent, and clears the sums. `path` must be
 /// available.
-pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
+pub(super) fn pass(
+    path: Path,
+    stepping: Stepping,
+    sums: &mut Sums,
+    window: Window<'_, '_>,
+    ahead: &mut Ahead,
+) -> Findings {
+    let step = stepping.step;
     match path {
-        Path::Scalar => scalar::pass(step, sums, window),
+        Path::Scalar => scalar::pass(step, sums, window, ahead),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `cpu::fold` refuses a path that the processor cannot run.
-        Path::Avx2 => unsafe { avx2::pass(step, sums, window) },
+        Path::Avx2 => unsafe { avx2::pass(step, sums, window, ahead) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Path::Avx512 => unsafe { avx512::pass(step, sums, window) },
+        Path::Avx512 => unsafe { avx512::pass(stepping, sums, window, ahead) },
         #[cfg(not(target_arch = "x86_64"))]
         Path::Avx2 | Path::Avx512 => {
             unreachable!("cpu::fold refuses a path that the processor cannot run")
@@ -97,6 +143,12 @@ pub(super) fn pass(path: Path, step: Step, sums: &mut Sums, window: Window<'_, '
 }
 
 impl Run<'_> {
+    /// Whether what is written will not be read soon and lies in whole lines of the caches.
+    #[inline(always)]
+    fn streams(&self) -> bool {
+        self.base.is_some() && self.next.as_ptr().addr().is_multiple_of(LINE)
+    }
+
     /// Where the state before the step and after it lie, from `at` on.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -159,5 +211,30 @@ impl<const N: usize> Few<N> {
         let run = Run { base: None, next: &mut next, sum, sent, element };
         run.step_from(0, step, fma::fma_f32, findings);
         next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::small_quotient;
+
+    /// Every count, and of every mantissa one in 61, at the ends of what is allowed and between.
+    #[test]
+    fn a_small_quotient_is_the_quotient() {
+        for count in 1..32u8 {
+            let count = f32::from(count);
+            for exponent in [-113, -60, -1, 0, 1, 60, 127] {
+                for mantissa in (0..1 << 23).step_by(61) {
+                    let sum = f32::from_bits(((exponent + 127) as u32) << 23 | mantissa);
+                    for sum in [sum, -sum] {
+                        let (found, expected) = (small_quotient(sum, count), sum / count);
+                        assert_eq!(found.to_bits(), expected.to_bits(), "{sum:e} / {count}");
+                    }
+                }
+            }
+            assert_eq!(small_quotient(0.0, count).to_bits(), 0);
+            assert!(!small_quotient(f32::INFINITY, count).is_finite());
+            assert!(!small_quotient(f32::NAN, count).is_finite());
+        }
     }
 }

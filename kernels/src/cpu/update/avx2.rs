@@ -2,19 +2,24 @@
 
 use std::arch::x86_64::*;
 
-use super::{Few, Run, Sums, Window};
+use super::{Ahead, Few, Run, Sums, Window};
 use crate::band::{Divisor, Findings, Step};
 
 /// As [`super::pass`].
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
+pub(super) fn pass(
+    step: Step,
+    sums: &mut Sums,
+    window: Window<'_, '_>,
+    ahead: &mut Ahead,
+) -> Findings {
     let mut findings = Findings::default();
     match step.divisor {
         Divisor::Contributors => {
-            window.each_run(sums, |run| step_run::<true>(run, step, &mut findings));
+            window.each_run(sums, ahead, |run| step_run::<true>(run, step, &mut findings));
         }
         Divisor::All(_) => {
-            window.each_run(sums, |run| step_run::<false>(run, step, &mut findings));
+            window.each_run(sums, ahead, |run| step_run::<false>(run, step, &mut findings));
         }
     }
     // What was streamed becomes visible to other threads like any other write.

@@ -1,20 +1,34 @@
-//! Sixteen elements at a time.
+//! Sixty-four elements at a time, in four vectors of sixteen.
 
 use std::arch::x86_64::*;
 
-use super::{Few, Run, Sums, Window};
+use super::{Ahead, Few, Run, SMALL, Stepping, Sums, Window};
 use crate::band::{Divisor, Findings, Step};
+
+/// Elements of a vector.
+const LANES: usize = 16;
+/// Vectors that are stepped together, with one question for all whether a lane needs more care.
+const VECTORS: usize = 4;
 
 /// As [`super::pass`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findings {
-    let mut findings = Findings::default();
-    match step.divisor {
-        Divisor::Contributors => {
-            window.each_run(sums, |run| step_run::<true>(run, step, &mut findings));
+pub(super) fn pass(
+    stepping: Stepping,
+    sums: &mut Sums,
+    window: Window<'_, '_>,
+    ahead: &mut Ahead,
+) -> Findings {
+    let (mut findings, step) = (Findings::default(), stepping.step);
+    let of = Constants::new(step);
+    match (step.divisor, stepping.small) {
+        (Divisor::Contributors, true) => {
+            window.each_run(sums, ahead, |run| step_run::<BY_SMALL>(run, step, of, &mut findings));
         }
-        Divisor::All(_) => {
-            window.each_run(sums, |run| step_run::<false>(run, step, &mut findings));
+        (Divisor::Contributors, false) => {
+            window.each_run(sums, ahead, |run| step_run::<BY_COUNT>(run, step, of, &mut findings));
+        }
+        (Divisor::All(_), _) => {
+            window.each_run(sums, ahead, |run| step_run::<BY_ALL>(run, step, of, &mut findings));
         }
     }
     // What was streamed becomes visible to other threads like any other write.
@@ -22,64 +36,171 @@ pub(super) fn pass(step: Step, sums: &mut Sums, window: Window<'_, '_>) -> Findi
     findings
 }
 
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn step_run<const BY_COUNT: bool>(mut run: Run<'_>, step: Step, findings: &mut Findings) {
-    let minus_lr = _mm512_set1_ps(-step.lr);
-    let all = _mm512_set1_ps(step.divisor.of(0));
-    let length = run.length();
-    // Whole cache lines that will not be read soon go past the caches.
-    let stream = run.base.is_some() && run.next.as_ptr().cast::<__m512>().is_aligned();
-    for at in (0..length).step_by(16) {
-        let within = if length - at >= 16 { !0 } else { (1u16 << (length - at)) - 1 };
-        let (base, next) = run.states(at);
-        let (sum, by) = (run.sum[at..].as_mut_ptr(), run.sent[at..].as_mut_ptr().cast());
-        // SAFETY: `at` is below the length of all four; lanes beyond it are masked off, which reads
-        // and writes nothing.
-        let (total, sent, before) = unsafe {
-            (
-                _mm512_maskz_loadu_ps(within, sum),
-                _mm256_maskz_loadu_epi16(within, by),
-                _mm512_maskz_loadu_ps(within, base),
-            )
-        };
-        let touched = _mm256_test_epi16_mask(sent, sent);
-        let divisor = if BY_COUNT {
-            let count = _mm256_and_si256(sent, _mm256_set1_epi16(255));
-            _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(count))
-        } else {
-            all
-        };
-        let delta = _mm512_div_ps(total, divisor);
-        let mut after = _mm512_mask3_fmadd_ps(minus_lr, delta, before, touched);
-        // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no finite
-        // state.
-        if _mm512_mask_fpclass_ps_mask::<0x99>(touched, after) != 0 {
-            let mut few = Few { before: lanes(before), sum: lanes(total), sent: [0; 16] };
-            // SAFETY: sixteen u16.
-            unsafe { _mm256_storeu_si256(few.sent.as_mut_ptr().cast(), sent) };
-            let few = few.step(run.element + at as u64, step, findings);
-            // SAFETY: sixteen elements.
-            after = unsafe { _mm512_loadu_ps(few.as_ptr()) };
-        }
-        // SAFETY: as above; a stream writes a whole vector to an aligned place.
-        unsafe {
-            if stream && within == !0 {
-                _mm512_stream_ps(next, after);
-            } else {
-                _mm512_mask_storeu_ps(next, within, after);
+/// Divide by a count whose reciprocal is at hand, by any count, by one number.
+const BY_SMALL: u8 = 0;
+const BY_COUNT: u8 = 1;
+const BY_ALL: u8 = 2;
+
+#[derive(Clone, Copy)]
+struct Constants {
+    minus_lr: __m512,
+    all: __m512,
+    /// The numbers from 0 to 31, and their reciprocals.
+    counts: [__m512; 2],
+    reciprocals: [__m512; 2],
+}
+
+impl Constants {
+    #[target_feature(enable = "avx512f")]
+    fn new(step: Step) -> Self {
+        const COUNTS: [f32; SMALL] = {
+            let mut counts = [0.0; SMALL];
+            let mut count = 0;
+            while count < SMALL {
+                counts[count] = count as f32;
+                count += 1;
             }
-            _mm512_mask_storeu_ps(sum, within, _mm512_setzero_ps());
-            _mm256_mask_storeu_epi16(by, within, _mm256_setzero_si256());
+            counts
+        };
+        const RECIPROCALS: [f32; SMALL] = {
+            // Of 0, which nobody sent, anything finite will do.
+            let mut reciprocals = [1.0; SMALL];
+            let mut count = 1;
+            while count < SMALL {
+                reciprocals[count] = 1.0 / COUNTS[count];
+                count += 1;
+            }
+            reciprocals
+        };
+        // SAFETY: sixteen elements lie at each place.
+        let two = |of: &[f32; SMALL]| unsafe {
+            [_mm512_loadu_ps(of.as_ptr()), _mm512_loadu_ps(of[LANES..].as_ptr())]
+        };
+        Self {
+            minus_lr: _mm512_set1_ps(-step.lr),
+            all: _mm512_set1_ps(step.divisor.of(0)),
+            counts: two(&COUNTS),
+            reciprocals: two(&RECIPROCALS),
         }
     }
 }
 
 #[inline]
-#[target_feature(enable = "avx512f")]
-fn lanes(vector: __m512) -> [f32; 16] {
-    let mut lanes = [0.0; 16];
-    // SAFETY: the array has 16 elements.
-    unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), vector) };
-    lanes
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn step_run<const BY: u8>(mut run: Run<'_>, step: Step, of: Constants, findings: &mut Findings) {
+    let length = run.length();
+    // Whole cache lines that will not be read soon go past the caches.
+    let stream = run.base.is_some() && run.next.as_ptr().cast::<__m512>().is_aligned();
+    let whole = length - length % (VECTORS * LANES);
+    for at in (0..whole).step_by(VECTORS * LANES) {
+        let all = [!0; VECTORS];
+        if stream {
+            vectors::<BY, true, VECTORS>(&mut run, at, all, step, of, findings);
+        } else {
+            vectors::<BY, false, VECTORS>(&mut run, at, all, step, of, findings);
+        }
+    }
+    for at in (whole..length).step_by(LANES) {
+        let within = if length - at >= LANES { !0 } else { (1 << (length - at)) - 1 };
+        vectors::<BY, false, 1>(&mut run, at, [within], step, of, findings);
+    }
+}
+
+/// Steps the lanes `within` of `N` vectors from `at` on.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn vectors<const BY: u8, const STREAM: bool, const N: usize>(
+    run: &mut Run<'_>,
+    at: usize,
+    within: [__mmask16; N],
+    step: Step,
+    of: Constants,
+    findings: &mut Findings,
+) {
+    let (base, next) = run.states(at);
+    let (sum, by) = (run.sum[at..].as_mut_ptr(), run.sent[at..].as_mut_ptr().cast::<i16>());
+    let mut totals = [_mm512_setzero_ps(); N];
+    let mut sent = [_mm256_setzero_si256(); N];
+    let mut before = [_mm512_setzero_ps(); N];
+    let mut after = [_mm512_setzero_ps(); N];
+    let mut unusual = 0;
+    for v in 0..N {
+        let lane = v * LANES;
+        // SAFETY: the lanes `within` are below the length of all four; others are masked off, which
+        // reads nothing.
+        unsafe {
+            totals[v] = _mm512_maskz_loadu_ps(within[v], sum.add(lane));
+            sent[v] = _mm256_maskz_loadu_epi16(within[v], by.add(lane));
+            before[v] = _mm512_maskz_loadu_ps(within[v], base.add(lane));
+        }
+        let by = _mm512_cvtepu16_epi32(sent[v]);
+        let touched = _mm512_test_epi32_mask(by, by);
+        let delta = quotient::<BY>(totals[v], by, of);
+        after[v] = _mm512_mask3_fmadd_ps(of.minus_lr, delta, before[v], touched);
+        // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no finite
+        // state.
+        unusual |= _mm512_mask_fpclass_ps_mask::<0x99>(touched, after[v]);
+    }
+    if unusual != 0 {
+        for v in 0..N {
+            let element = run.element + (at + v * LANES) as u64;
+            after[v] = carefully(before[v], totals[v], sent[v], element, step, findings);
+        }
+    }
+    for v in 0..N {
+        let lane = v * LANES;
+        // SAFETY: as above; a stream writes a whole vector to an aligned place.
+        unsafe {
+            if STREAM {
+                _mm512_stream_ps(next.add(lane), after[v]);
+            } else {
+                _mm512_mask_storeu_ps(next.add(lane), within[v], after[v]);
+            }
+            _mm512_mask_storeu_ps(sum.add(lane), within[v], _mm512_setzero_ps());
+            _mm256_mask_storeu_epi16(by.add(lane), within[v], _mm256_setzero_si256());
+        }
+    }
+}
+
+/// Sixteen elements of which one may not be finite after the step.
+#[cold]
+#[inline(never)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn carefully(
+    before: __m512,
+    total: __m512,
+    by: __m256i,
+    element: u64,
+    step: Step,
+    findings: &mut Findings,
+) -> __m512 {
+    let mut few = Few { before: [0.0; LANES], sum: [0.0; LANES], sent: [0; LANES] };
+    // SAFETY: sixteen elements each.
+    unsafe {
+        _mm512_storeu_ps(few.before.as_mut_ptr(), before);
+        _mm512_storeu_ps(few.sum.as_mut_ptr(), total);
+        _mm256_storeu_si256(few.sent.as_mut_ptr().cast(), by);
+        _mm512_loadu_ps(few.step(element, step, findings).as_ptr())
+    }
+}
+
+/// Each sum over what it is divided by; anything where nobody sent.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+fn quotient<const BY: u8>(sum: __m512, by: __m512i, of: Constants) -> __m512 {
+    match BY {
+        BY_SMALL => {
+            // `super::small_quotient`. Of an index into the two vectors five bits count.
+            let count = _mm512_permutex2var_ps(of.counts[0], by, of.counts[1]);
+            let reciprocal = _mm512_permutex2var_ps(of.reciprocals[0], by, of.reciprocals[1]);
+            let near = _mm512_mul_ps(sum, reciprocal);
+            let left = _mm512_fnmadd_ps(near, count, sum);
+            _mm512_fmadd_ps(left, reciprocal, near)
+        }
+        BY_COUNT => {
+            let count = _mm512_and_si512(by, _mm512_set1_epi32(255));
+            _mm512_div_ps(sum, _mm512_cvtepi32_ps(count))
+        }
+        _ => _mm512_div_ps(sum, of.all),
+    }
 }
