@@ -216,8 +216,7 @@ fn both_verifiers_fold_what_any_rule_folds() {
         }
         let frozen = prove(&run.open(), &Target::Fold(1, 3, 0), Vec::new(), &Silent);
         assert!(frozen.is_err());
-        let own: Vec<_> = all.drain(..).collect();
-        agree(&own, rounds_key(&run));
+        agree(&std::mem::take(&mut all), rounds_key(&run));
     }
     // The native rule: one that is folded, one refused, one a copy.
     let run = signed();
