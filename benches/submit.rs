@@ -217,6 +217,7 @@ impl Lab {
             miners: MinersPolicy::Hotkeys((1..=args.clients).map(miner::public).collect()),
             key_file: None,
             anchor: None,
+            files: &[],
         };
         let ledger = init(&dir.join("ledger"), &options, &Silent)?.ledger;
         let signatures = miner::Signatures::default();

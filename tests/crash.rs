@@ -47,6 +47,12 @@ fn init_survives() {
 }
 
 #[test]
+fn init_with_files_beside_the_model_survives() {
+    let fixture = Fixture::new().with_files();
+    survives(&LedgerScenario::new(&fixture, "init with files", &[], &[Step::Init]));
+}
+
+#[test]
 fn import_survives() {
     let fixture = Fixture::new();
     let import = Step::import(ROUNDS[0]);

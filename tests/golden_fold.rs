@@ -105,6 +105,7 @@ impl Case {
             miners: MinersPolicy::Listed,
             key_file: None,
             anchor: None,
+            files: &[],
         };
         init(dir.path(), &options, &Silent).unwrap();
         dir

@@ -602,10 +602,9 @@ fn the_document_lists_every_route() {
     for endpoint in gradledger::http::routes::table() {
         let path = endpoint.template.replace("*}", "}");
         let method = endpoint.method.as_str().to_lowercase();
-        let operation = &document["paths"][&path][method];
-        assert!(
-            operation["responses"]["200"].is_object() || operation["responses"]["201"].is_object()
-        );
+        let operation = &document["paths"][&path][&method];
+        let answers = operation["responses"].as_object().expect("its answers");
+        assert!(answers.keys().any(|status| status.starts_with('2')), "{method} {path}");
         assert!(paths.contains(path.as_str()));
     }
 }

@@ -388,6 +388,9 @@ fn urls_that_are_none_are_refused_and_a_server_without_ledger_is_named() {
     let failed = output(&["show", &server.url()]);
     assert_eq!(failed.status.code(), Some(10));
     assert!(String::from_utf8_lossy(&failed.stderr).contains("serves no ledger"));
+    let failed = output(&["fsck", &server.url()]);
+    assert_eq!(failed.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&failed.stderr).contains("takes a directory"));
     let closed = { Server::honest(dir.path()).url() };
     let failed = output(&["show", &closed]);
     assert_eq!(failed.status.code(), Some(1));

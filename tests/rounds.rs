@@ -17,7 +17,7 @@ use common::{
     },
 };
 use gradledger::{
-    export::{ExportDtype, export},
+    export::{ExportDtype, FileSet, export},
     import::checkpoint::Checkpoint,
     ledger::{
         At, Ledger, LedgerError,
@@ -346,6 +346,7 @@ fn an_interrupted_init_can_be_run_again() {
         miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
         anchor: None,
+        files: &[],
     };
     let ledger = dir.path().join("ledger");
     fs::create_dir(&ledger).unwrap(); // For the lock, which lies on the disk.
@@ -487,7 +488,8 @@ fn read_all(file: &Checkpoint, index: usize) -> Vec<u8> {
 fn exported(run: &Run, at: At, dtype: ExportDtype, shard: u64, out: &Path) -> Vec<String> {
     let ledger = run.open();
     let state = ledger.checkpoint(ledger.state(at).unwrap()).unwrap();
-    let written = export(&state, dtype, shard, &Disk, out, &Silent).unwrap();
+    let set = FileSet::of(state.manifest(), dtype, shard).unwrap();
+    let written = export(&state, &set, &Disk, out, &Silent).unwrap();
     written.into_iter().map(|(name, _)| name).collect()
 }
 
@@ -636,7 +638,8 @@ fn an_export_goes_to_an_empty_directory_only() {
     let run = Run::new(&Model::small(Dialect::Native));
     let ledger = run.open();
     let state = ledger.checkpoint(ledger.newest()).unwrap();
-    let again = export(&state, ExportDtype::F32, u64::MAX, &Disk, &run.path(), &Silent);
+    let set = FileSet::of(state.manifest(), ExportDtype::F32, u64::MAX).unwrap();
+    let again = export(&state, &set, &Disk, &run.path(), &Silent);
     assert!(again.unwrap_err().to_string().contains("not empty"));
 }
 
@@ -1042,7 +1045,8 @@ fn a_delta_that_is_swapped_in_the_store_is_found() {
     };
     fs::copy(path(b), path(d)).unwrap();
     let out = run.dir.path().join("out");
-    let error = export(&state, ExportDtype::F32, u64::MAX, &Disk, &out, &Silent).unwrap_err();
+    let set = FileSet::of(state.manifest(), ExportDtype::F32, u64::MAX).unwrap();
+    let error = export(&state, &set, &Disk, &out, &Silent).unwrap_err();
     assert!(error.to_string().contains("a.weight"), "{error}");
     assert!(!out.join("SHA256SUMS").exists());
 }
@@ -1094,6 +1098,7 @@ fn init_takes_tensors_below_a_prefix() {
         miners: gradledger::types::record::MinersPolicy::Listed,
         key_file: None,
         anchor: None,
+        files: &[],
     };
     let report = init(&run.path(), &options, &Silent).unwrap();
     assert_eq!(report.left_out, ["optimizer.step"]);

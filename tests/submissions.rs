@@ -81,6 +81,7 @@ impl Run {
             miners: MinersPolicy::Hotkeys((1..=miners).map(key).collect()),
             key_file: None,
             anchor: None,
+            files: &[],
         };
         init(&dir.path().join("ledger"), &options, &Silent).unwrap();
         Self { dir }

@@ -287,7 +287,8 @@ fn a_lying_mirror_is_named_and_the_result_is_exact() {
         true => Act::Silent(Duration::from_millis(5)),
         false => Act::Honest,
     });
-    let lies: [(&str, fn(&Asked) -> Act); 5] = [
+    type Lie = fn(&Asked) -> Act;
+    let lies: [(&str, Lie); 5] = [
         ("segments", |asked| match asked.range {
             Some((Some(first), _)) if asked.path.starts_with("segments/") => {
                 Act::Flip { at: first + 100 }
@@ -347,9 +348,9 @@ fn mirrors_that_lack_things_or_fail_are_gone_around() {
     let joiner = Joiner::new();
     let said = joiner.fails(1, &[&lacking.url()], &[]);
     assert!(said.contains("no mirror has"), "{said}");
-    let busy = Server::start(&run().path(), |asked| match asked.number % 5 {
+    let busy = Server::start(&run().path(), |asked| match asked.number % 10 {
         2 => Act::Say(503, vec!["Retry-After: 0".into()], vec![]),
-        4 => Act::Cut,
+        7 => Act::Cut,
         _ => Act::Honest,
     });
     let report = joiner.sync(&[&lacking.url(), &busy.url()], &[]);

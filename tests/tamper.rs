@@ -91,6 +91,7 @@ fn sealed_of(rows: u64) -> Sealed {
         frozen: true,
         key_file: None,
         anchor: None,
+        files: &[],
     };
     init_in(disk.handle(), &root, &options, &Silent).unwrap();
     for round in [5, 8] {

@@ -202,6 +202,7 @@ fn genesis() -> RoundsEntry {
         netuid: None,
         chain_genesis: None,
         anchor_hotkey: None,
+        files: vec![],
     }))
 }
 

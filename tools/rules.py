@@ -31,9 +31,11 @@ N, U16, H, T = below(2**53), below(2**16), text("[0-9a-f]{64}"), text("(?s:.*)")
 ID, MINER, BOOL, PROOF = {"bytes": N, "count": N, "root": H}, (U16, H), (True, False), {"index": N, "hashes": [H]}
 RULE = {"id": "sparse-mean-sgd/1", "dialect": ("templar", "native"), "chunk": N, "top_k": N, "bins": N,
         "lr_f32": text("[0-9a-f]{8}"), "mean": ("contributors", "all"), "norm": ("histogram-f64", "torch-cpu-f32")}
-GENESIS = {"kind": "genesis", "version": N, "run": T, "origin": T, "model": ID, "rule": RULE, "netuid": (None, U16),
+BEGINNING = {"kind": "genesis", "version": N, "run": T, "origin": T, "model": ID, "rule": RULE, "netuid": (None, U16),
            "log_keys": {"rounds": T, "submissions": T}, "miners": ("listed", {"hotkeys": [H]}), "chain_genesis": (None, H),
            "anchor_hotkey": (None, H)}
+FILES = {"files": lambda v: v != [] and fits(v, [{"bytes": N, "name": T, "sha256": H}])}
+GENESIS = BEGINNING, BEGINNING | FILES  # With or without files beside the model.
 RECORD = {"kind": "round", "round": N, "previous": H, "base": ID, "next": ID, "rule": RULE, "plan": {"bytes": N, "root": H},
           "submissions": {"start": N, "end": N, "root_at_end": H}, "dispositions": {"root": H, "count": N}, "listed": [MINER],
           "reserve": [MINER], "skipped": [{"tensor": N, "element": N}], "block": (None, {"number": N, "hash": H})}

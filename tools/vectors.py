@@ -318,6 +318,10 @@ def records():
         ("rounds", "a genesis with every optional field and the other choices", anchored),
         ("rounds", "a round", round_record),
         ("rounds", "a round that names a block", on_chain),
+        ("rounds", "a genesis with files", genesis | {"files": [
+            {"bytes": 2, "name": "config.json", "sha256": sha256(b"{}").hex()},
+            {"bytes": 0, "name": "vocab_1-a.txt", "sha256": sha256(b"").hex()},
+        ]}),
         ("submissions", "a fetched file that holds a delta", fetched),
         ("submissions", "a fetched file that was refused", fetched | {"outcome": {"refused": refused}}),
         ("submissions", "a reserve's file that was left unread", fetched | {"outcome": "unread"}),
@@ -334,6 +338,9 @@ def records():
     bad = [
         ("rounds", "a field nobody knows", canonical(genesis | {"extra": 1})),
         ("rounds", "a missing field, even one that may be null", canonical(without(genesis, "netuid"))),
+        ("rounds", "a list of no files", canonical(genesis | {"files": []})),
+        ("rounds", "a file with a field nobody knows", canonical(genesis | {"files": [
+            {"bytes": 2, "name": "a", "sha256": HASH["a"], "mode": 1}]})),
         ("rounds", "another rule", canonical(genesis | {"rule": RULE | {"id": "sparse-mean-sgd/2"}})),
         ("rounds", "a digest in upper case", canonical(round_record | {"previous": HASH["a"].upper()})),
         ("rounds", "a short digest", canonical(round_record | {"previous": "aa"})),

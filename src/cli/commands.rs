@@ -15,6 +15,7 @@ use crate::{
         At, Ledger, LedgerError,
         diff::{TensorDiff, diff as diff_states},
         fsck::fsck as check_ledger,
+        hub::file_set,
         import::{Gradients, ImportReport, Peers, import_templar},
         init::{InitOptions, init as make_ledger},
         last_head::LastHead,
@@ -134,6 +135,7 @@ pub fn init(args: &InitArgs, progress: &dyn Progress) -> Done {
         miners,
         key_file: args.key.log_key_file.as_deref(),
         anchor: anchor_place(args),
+        files: &args.hub_file,
     };
     let report = make_ledger(&args.ledger, &options, progress)?;
     for (name, why) in &report.frozen {
@@ -300,7 +302,8 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
         }
         _ => ledger.checkpoint(state).map_err(LedgerError::from),
     };
-    let done = checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &c, progress));
+    let done =
+        checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &ledger, &c, progress));
     if let Some(Place { root, .. }) = scratch {
         // Of a failure before, the first is told.
         let removed = Disk.remove_dir_all(&root);
@@ -327,6 +330,7 @@ fn scratch_beside(out: &Path) -> Result<Place, CliError> {
 
 fn export_to(
     args: &ExportArgs,
+    ledger: &Ledger,
     checkpoint: &StoredCheckpoint,
     progress: &dyn Progress,
 ) -> Result<ExportDocument, CliError> {
@@ -334,10 +338,10 @@ fn export_to(
         DtypeName::F32 => ExportDtype::F32,
         DtypeName::Bf16 => ExportDtype::Bf16,
     };
-    progress.begin("export", checkpoint.manifest().bytes());
-    let written =
-        export_checkpoint(checkpoint, dtype, args.shard_bytes, &Disk, &args.out, progress)
-            .map_err(LedgerError::from)?;
+    let set = file_set(ledger, checkpoint, dtype, args.shard_bytes)?;
+    progress.begin("export", set.bytes());
+    let written = export_checkpoint(checkpoint, &set, &Disk, &args.out, progress)
+        .map_err(LedgerError::from)?;
     progress.end();
     let file = |(name, sha256)| ExportedFile { name, sha256 };
     Ok(ExportDocument { files: written.into_iter().map(file).collect() })

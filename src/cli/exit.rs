@@ -30,6 +30,8 @@ pub enum CliError {
     Remote(#[from] RemoteError),
     #[error(transparent)]
     Sync(#[from] SyncError),
+    #[error("{path}: this command takes a directory; `gradledger sync URL DIR` makes one")]
+    NeedsDirectory { path: std::path::PathBuf },
     #[error("{url} serves no ledger: give the URL that `gradledger serve` prints")]
     NoLedgerServed { url: String },
     #[error(transparent)]
@@ -172,7 +174,10 @@ pub fn code(error: &CliError) -> u8 {
         CliError::AnchorPlace | CliError::AnchorWhere => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
-        CliError::NewKeyPlace | CliError::Peers { .. } | CliError::LogFilter { .. } => USAGE,
+        CliError::NeedsDirectory { .. }
+        | CliError::NewKeyPlace
+        | CliError::Peers { .. }
+        | CliError::LogFilter { .. } => USAGE,
         CliError::Hotkey { .. } | CliError::HotkeyTwice { .. } | CliError::Hotkeys { .. } => USAGE,
         _ => FAILURE,
     }

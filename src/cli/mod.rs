@@ -162,6 +162,10 @@ struct InitArgs {
     /// The hotkey that will anchor: SS58 or 64 hex digits.
     #[arg(long, value_name = "ADDRESS", value_parser = anchor::address, requires = "netuid")]
     anchor_hotkey: Option<Digest>,
+    /// A small file that goes with the model and into its genesis: config.json, tokenizer.json, a
+    /// model card. Exports and Hub clients get it under this name. May be given several times.
+    #[arg(long, value_name = "FILE")]
+    hub_file: Vec<PathBuf>,
     #[command(flatten)]
     key: KeyArgs,
     /// One JSON document on stdout.
@@ -604,6 +608,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             progress.clear();
+            let error = source::explained(error);
             progress::say(format_args!("gradledger: {error}"));
             ExitCode::from(exit::code(&error))
         }

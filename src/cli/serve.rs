@@ -19,6 +19,7 @@ use crate::{
     http::{
         Limits, Node, ServeError, Server,
         control::{self, Control},
+        hub,
         uploads::{self, Door},
     },
     ledger::{Ledger, LedgerError, submit::Submitter, uploads::UploadDesk},
@@ -106,13 +107,15 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
     log_to_stderr(args)?;
     let ledger = Ledger::open(&args.ledger)?;
     let config = Config::load(ledger.place()).map_err(StoreError::from);
-    let chosen = config.map_err(LedgerError::from)?.serve;
+    let config = config.map_err(LedgerError::from)?;
+    let chosen = config.serve;
     let desk = if args.uploads || chosen.uploads.enabled {
         Some(open_desk(args, &chosen.uploads)?)
     } else {
         None
     };
     let node = Node::new(ledger)?;
+    let hub = config.hub.enabled.unwrap_or(true).then(|| hub::Worker::start(&node)).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
@@ -138,6 +141,7 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         drop(taking);
         Ok::<_, CliError>(())
     })?;
+    drop(hub);
     // What blocks ends what it is at; then the logs are closed.
     drop(runtime);
     if let Some((submitter, _)) = desk {

@@ -90,6 +90,16 @@ pub fn url(ledger: &Path) -> Option<&str> {
     (scheme("http://") || scheme("https://")).then_some(text)
 }
 
+/// A command that takes a directory alone says so of a URL.
+pub fn explained(error: CliError) -> CliError {
+    match error {
+        CliError::Ledger(LedgerError::NoLedger { path }) if url(&path).is_some() => {
+            CliError::NeedsDirectory { path }
+        }
+        error => error,
+    }
+}
+
 /// A server without a ledger is none that `init` would make one of.
 fn unserved(ledger: &Path, error: LedgerError) -> CliError {
     match (url(ledger), error) {

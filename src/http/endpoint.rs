@@ -62,6 +62,11 @@ impl Call {
         &self.rest(name)[0]
     }
 
+    /// Whether the endpoint's path has a part `{name}` or `{name*}`.
+    pub fn has(&self, name: &str) -> bool {
+        self.params.iter().any(|(n, _)| *n == name)
+    }
+
     /// The parts of the path that stand for `{name*}`, at least one.
     ///
     /// # Panics

@@ -16,6 +16,7 @@ pub mod control;
 pub mod endpoint;
 pub mod files;
 pub mod health;
+pub mod hub;
 pub mod log;
 pub mod manifests;
 pub mod metrics;

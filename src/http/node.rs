@@ -16,6 +16,7 @@ use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     blob::Blocks,
+    hub::Hub,
     manifests::Opened,
     metrics::Metrics,
     problem::Problem,
@@ -59,6 +60,7 @@ pub struct Node {
     deltas: Mutex<Opened<StoredDelta>>,
     entries: Mutex<Entries>,
     blocks: Arc<Blocks>,
+    hub: Hub,
     uploads: OnceLock<Arc<Door>>,
     metrics: Metrics,
 }
@@ -73,8 +75,9 @@ impl Node {
     ///
     /// # Errors
     ///
-    /// [`LedgerError`] if a submission does not read.
+    /// [`LedgerError`] if a submission or the ledger's configuration does not read.
     pub fn new(ledger: Ledger) -> Result<Arc<Self>, LedgerError> {
+        let hub = Hub::new(&ledger)?;
         let published = Arc::new(Published::of(&ledger)?);
         Ok(Arc::new(Self {
             snapshot: RwLock::new(Arc::new(Snapshot { ledger, published })),
@@ -87,6 +90,7 @@ impl Node {
             deltas: Mutex::default(),
             entries: Mutex::default(),
             blocks: Arc::default(),
+            hub,
             uploads: OnceLock::new(),
             metrics: Metrics::default(),
         }))
@@ -121,8 +125,11 @@ impl Node {
         }
         *looked = Instant::now();
         let followed = self.follow();
-        self.reads.store(followed.is_ok(), Ordering::Relaxed);
-        if let Err(error) = &followed {
+        let read_before = self.reads.swap(followed.is_ok(), Ordering::Relaxed);
+        // It is told once, not at every look.
+        if let Err(error) = followed.as_ref()
+            && read_before
+        {
             tracing::error!(%error, "the ledger does not read; what it was is served");
         }
         followed
@@ -186,6 +193,11 @@ impl Node {
     /// Which tensors belong to states that are kept.
     pub fn tensors(&self) -> MutexGuard<'_, Tensors> {
         lock(&self.tensors)
+    }
+
+    /// The repositories for Hub clients.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
     }
 
     /// Takes uploads from now on; once.

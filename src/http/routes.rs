@@ -35,7 +35,7 @@ use super::{
     Node,
     body::{BodySlot, RequestBody},
     endpoint::{Context, Endpoint, Response},
-    files, health, log, manifests,
+    files, health, hub, log, manifests,
     metrics::Metrics,
     openapi,
     pace::Pace,
@@ -53,7 +53,7 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// What a page of another origin may read of an answer.
 const EXPOSED: &str = "accept-ranges, content-length, content-range, etag, link, location, \
-                       retry-after, x-request-id";
+                       retry-after, x-request-id, x-repo-commit, x-error-code";
 
 /// All endpoints, the first that matches being the one that answers. A room is a line here.
 pub fn table() -> Vec<Endpoint> {
@@ -66,6 +66,7 @@ pub fn table() -> Vec<Endpoint> {
         log::endpoints(),
         files::endpoints(),
         uploads::endpoints(),
+        hub::endpoints(),
     ];
     let mut table: Vec<Endpoint> = rooms.into_iter().flatten().collect();
     table.push(openapi::endpoint(&table));

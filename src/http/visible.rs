@@ -126,6 +126,8 @@ pub fn visible(parts: &[String], published: &Published) -> Visible {
         }
         ["log", "rounds" | "submissions", ..] => Visible::Log,
         ["retention.json" | "open-round.json"] => Visible::Yes,
+        // Given at init and named by the genesis; the digests beside them are for nobody else.
+        ["hub"] | ["hub", "files", ..] => Visible::Yes,
         ["anchors", name] => yes(name != "intent.json"),
         ["quarantine", round, ..] => {
             yes(round.parse().is_ok_and(|round| published.position(round).is_some()))

@@ -25,6 +25,7 @@ use super::{
     Ledger, LedgerError,
     anchored::{self, AnchorTrust},
     check,
+    hub::given_files,
     replay::{ReplayOptions, replay, stored_plan},
     retention::{Kept, StateName},
     seal::FoldOptions,
@@ -46,6 +47,8 @@ pub struct FsckReport {
     pub quarantined: u64,
     /// Rounds whose record, plan and fold were derived again.
     pub rounds: u64,
+    /// Files that were given at init, each hashed.
+    pub files: u64,
     /// Bytes hashed, folds left aside.
     pub bytes: u64,
 }
@@ -67,6 +70,10 @@ pub fn fsck(
     progress: &dyn Progress,
 ) -> Result<FsckReport, LedgerError> {
     let mut report = FsckReport { log_entries: logs(ledger)?, ..FsckReport::default() };
+    for file in given_files(ledger)? {
+        report.files += 1;
+        report.bytes += file.bytes();
+    }
     let (pool, kept) = (thread_pool(options.threads)?, Kept::load(ledger)?);
     pool.install(|| {
         checkpoints(ledger, &kept, &mut report, progress)?;

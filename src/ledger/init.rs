@@ -1,6 +1,7 @@
 //! Starting a run: a checkpoint becomes the first state, the genesis becomes entry 0.
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -13,7 +14,8 @@ use crate::{
     store::{
         StoreError,
         artifacts::CheckpointWriter,
-        files::{Disk, Files},
+        files::{Disk, Files, read_whole},
+        hub::{self, GivenError},
         keys::{self, heads::HeadSigner},
         lock::WriterLock,
         log::{LogError, LogReader, LogWriter},
@@ -25,7 +27,7 @@ use crate::{
         json,
         manifest::{ArtifactType, Descriptor, ManifestId, group},
         progress::Progress,
-        record::{AnchorPlace, Genesis, LogKeys, MinersPolicy, RoundsEntry},
+        record::{AnchorPlace, FileId, Genesis, LogKeys, MinersPolicy, RoundsEntry},
         rule::{Rule, SparseMeanSgd},
         tensor::{Dtype, TensorSpec, check_name},
     },
@@ -60,6 +62,8 @@ pub struct InitOptions<'a> {
     pub key_file: Option<&'a Path>,
     /// Where the run will be anchored, if it will.
     pub anchor: Option<AnchorPlace>,
+    /// Small files that go with the model: `config.json`, a tokenizer's.
+    pub files: &'a [PathBuf],
 }
 
 /// A checkpoint or a name that no run can start from.
@@ -93,6 +97,17 @@ pub enum InitError {
         /// One of them.
         name: PathBuf,
     },
+    /// A file that was to go with the model.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: io::Error,
+    },
+    /// Files that cannot go with the model.
+    #[error(transparent)]
+    Given(#[from] GivenError),
     /// A run's name or origin is not one.
     #[error("{what} {found:?} is not 1 to 128 printable characters without spaces or '+'")]
     Name {
@@ -162,6 +177,7 @@ pub fn init_in(
     options.rule.check()?;
     check_word("the run's name", &options.run)?;
     check_word("the origin", &options.origin)?;
+    let given = given(options.files)?;
     let checkpoint = Checkpoint::open(options.checkpoint, options.select)?;
     let (states, frozen) = states(&checkpoint, options)?;
     let place = Place::new(files.clone(), root);
@@ -175,10 +191,32 @@ pub fn init_in(
     progress.begin("init", checkpoint.tensors().iter().map(TensorSpec::bytes).sum());
     let model = store_state(&place, &checkpoint, &states, progress)?;
     progress.end();
-    start_logs(&place, options, model)?;
+    for (_, bytes) in &given {
+        hub::put_given(&place, bytes)?;
+    }
+    start_logs(&place, options, model, given.into_iter().map(|(file, _)| file).collect())?;
     drop(lock);
     let ledger = Ledger::open_in(files, root)?;
     Ok(InitReport { ledger, frozen, left_out: checkpoint.left_out().to_vec() })
+}
+
+/// The files that go with the model, and their bytes.
+fn given(paths: &[PathBuf]) -> Result<Vec<(FileId, Vec<u8>)>, InitError> {
+    let read = |path: &PathBuf| {
+        let file = |source| InitError::File { path: path.clone(), source };
+        let bytes = read_whole(&Disk, path, hub::GIVEN_BYTES_MAX).map_err(file)?;
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let (length, sha256) = (bytes.len() as u64, Digest::of(&bytes));
+        Ok((FileId { name, bytes: length, sha256 }, bytes))
+    };
+    if paths.len() > hub::GIVEN_MAX {
+        return Err(GivenError::Many { found: paths.len() }.into());
+    }
+    let mut given = paths.iter().map(read).collect::<Result<Vec<_>, InitError>>()?;
+    given.sort_by(|(a, _), (b, _)| a.name.cmp(&b.name));
+    let files: Vec<FileId> = given.iter().map(|(file, _)| file.clone()).collect();
+    hub::check_given(&files)?;
+    Ok(given)
 }
 
 /// That the directory is no ledger yet.
@@ -192,8 +230,18 @@ fn check_absent(place: &Place) -> Result<(), LedgerError> {
 }
 
 /// What lies in a ledger's directory. A key may be put there before `init`.
-const OURS: [&str; 9] =
-    ["lock", "tmp", "segments", "hashes", "keys", "log", "quarantine", "tables", "open-round.json"];
+const OURS: [&str; 10] = [
+    "lock",
+    "tmp",
+    "segments",
+    "hashes",
+    "hub",
+    "keys",
+    "log",
+    "quarantine",
+    "tables",
+    "open-round.json",
+];
 
 /// That nothing of the user's is in the directory: what lies in `tmp` will be removed.
 fn check_unoccupied(place: &Place) -> Result<(), LedgerError> {
@@ -307,6 +355,7 @@ fn start_logs(
     place: &Place,
     options: &InitOptions<'_>,
     model: ManifestId,
+    files: Vec<FileId>,
 ) -> Result<(), LedgerError> {
     let key_path = options.key_file.map_or_else(|| place.log_key(0), Path::to_owned);
     let (seed, guard) = keys::load_or_create(&place.files, &key_path)?;
@@ -330,6 +379,7 @@ fn start_logs(
         netuid: options.anchor.map(|place| place.netuid),
         chain_genesis: options.anchor.map(|place| place.chain_genesis),
         anchor_hotkey: options.anchor.map(|place| place.hotkey),
+        files,
     };
     let entry = json::to_vec(&RoundsEntry::Genesis(Box::new(genesis)));
     open_log(place, place.submissions_log(), submissions)?;

@@ -14,6 +14,7 @@ pub mod diff;
 pub mod doctor;
 pub mod fsck;
 pub mod gc;
+pub mod hub;
 pub mod import;
 pub mod index;
 pub mod init;
@@ -42,6 +43,7 @@ use crate::{
         StoreError,
         artifacts::StoredCheckpoint,
         files::{Disk, Files},
+        hub::{self as given, GivenError},
         index::IndexError,
         lock::LockError,
         log::{LogError, LogReader},
@@ -110,6 +112,8 @@ pub enum LedgerError {
     EntryKind { index: u64, found: &'static str },
     #[error("the genesis has version {found}; this program reads {}", init::GENESIS_VERSION)]
     GenesisVersion { found: u64 },
+    #[error("the genesis: {0}")]
+    GenesisFiles(GivenError),
     #[error("the genesis: {0}")]
     GenesisKeys(key_chain::ChainError),
     #[error("the key rotation at entry {index} of the rounds log: {source}")]
@@ -567,6 +571,7 @@ fn check_genesis(genesis: &Genesis) -> Result<(), LedgerError> {
     }
     let Rule::SparseMeanSgd(rule) = &genesis.rule;
     rule.check()?;
+    given::check_given(&genesis.files).map_err(LedgerError::GenesisFiles)?;
     Ok(())
 }
 

@@ -1,7 +1,11 @@
 //! Checkpoints and deltas as they are stored: segments for the bytes, the hashes store for what the
 //! bytes must be. Whatever is read here has been compared with a digest that its root vouches for.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+};
 
 use super::{
     StoreError,
@@ -93,11 +97,20 @@ fn named(what: &str, error: SegmentError) -> StoreError {
     }
 }
 
-/// A stored state.
+/// A stored state. A clone is the same one.
+#[derive(Clone)]
 pub struct StoredCheckpoint {
     place: Place,
-    hashes: HashesReader,
+    hashes: Arc<HashesReader>,
+    /// What readers hold open, by position: the next one of a tensor takes it from them.
+    open: Arc<Mutex<BTreeMap<usize, OpenTensor>>>,
 }
+
+/// A tensor's values and its piece digests.
+type HeldTensor = (Arc<dyn LogicalBytes>, Arc<[Digest]>);
+
+/// The same, for as long as someone reads them.
+type OpenTensor = (Weak<dyn LogicalBytes>, Weak<[Digest]>);
 
 impl StoredCheckpoint {
     /// Opens the state `id`: its manifest, checked; tensors are opened when they are read.
@@ -106,8 +119,8 @@ impl StoredCheckpoint {
     ///
     /// [`StoreError::Hashes`] if its manifest is missing or not `id`'s.
     pub fn open(place: &Place, id: ManifestId) -> Result<Self, StoreError> {
-        let hashes = HashesReader::open(&*place.files, &place.root, &id)?;
-        Ok(Self { place: place.clone(), hashes })
+        let hashes = Arc::new(HashesReader::open(&*place.files, &place.root, &id)?);
+        Ok(Self { place: place.clone(), hashes, open: Arc::default() })
     }
 
     /// The descriptors of its tensors.
@@ -132,16 +145,34 @@ impl StoredCheckpoint {
     pub fn tensor(&self, position: usize) -> Result<ArtifactReader, StoreError> {
         let descriptor = &self.manifest().descriptors()[position];
         let what = format!("tensor {}", descriptor.name);
-        let open = || {
-            let (files, root) = (&*self.place.files, &self.place.root);
-            let artifact = descriptor.artifact();
-            let segment = TensorSegment::open(files, root, &artifact, descriptor.dtype)?;
-            Ok((Arc::new(segment), artifact.bytes))
+        let (values, digests) = match self.opened(position) {
+            Some(opened) => opened,
+            None => self.open_tensor(position, &what)?,
         };
-        let (segment, bytes) = open().map_err(|error| named(&what, error))?;
-        let reader = VerifiedReader::new(segment, self.digests(position)?, bytes)
+        let reader = VerifiedReader::new(values, digests, descriptor.bytes)
             .map_err(|error| named(&what, error))?;
         Ok(ArtifactReader { what, reader })
+    }
+
+    /// What another reader of the tensor holds.
+    fn opened(&self, position: usize) -> Option<HeldTensor> {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let (values, digests) = open.get(&position)?;
+        Some((values.upgrade()?, digests.upgrade()?))
+    }
+
+    fn open_tensor(&self, position: usize, what: &str) -> Result<HeldTensor, StoreError> {
+        let descriptor = &self.manifest().descriptors()[position];
+        let (files, root) = (&*self.place.files, &self.place.root);
+        let segment = TensorSegment::open(files, root, &descriptor.artifact(), descriptor.dtype)
+            .map_err(|error| named(what, error))?;
+        let values: Arc<dyn LogicalBytes> = Arc::new(segment);
+        let digests: Arc<[Digest]> = self.digests(position)?.into();
+        let opened = (Arc::downgrade(&values), Arc::downgrade(&digests));
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|_, (values, _)| values.strong_count() > 0);
+        open.insert(position, opened);
+        Ok((values, digests))
     }
 }
 

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
-use super::{files::read_whole, place::Place};
+use super::{files::read_whole, hub::RepositoryName, place::Place};
 use crate::{
     codec::{parts::PART_BYTES_MAX, ss58},
     types::{digest::Digest, manifest::PIECE_BYTES},
@@ -41,6 +41,8 @@ pub struct Config {
     pub retention: RetentionChoice,
     /// How the ledger is served.
     pub serve: ServeChoice,
+    /// What Hub clients get.
+    pub hub: HubChoice,
 }
 
 /// `[retention]`.
@@ -71,6 +73,18 @@ pub struct ServeChoice {
     pub drain_timeout_s: Option<u64>,
     /// What miners may send.
     pub uploads: UploadsChoice,
+}
+
+/// `[hub]`: the run as model repositories.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct HubChoice {
+    /// Whether states are hashed for Hub clients.
+    pub enabled: Option<bool>,
+    /// Who owns the repositories.
+    pub owner: Option<RepositoryName>,
+    /// What the one in bf16 is called.
+    pub name: Option<RepositoryName>,
 }
 
 /// Where the server tells of itself, if anywhere.

@@ -7,6 +7,7 @@ pub mod artifacts;
 pub mod config;
 pub mod files;
 pub mod hashes;
+pub mod hub;
 pub mod index;
 pub mod keys;
 pub mod lock;
@@ -83,6 +84,21 @@ pub enum StoreError {
     NoArtifact {
         /// Which artifact.
         what: String,
+    },
+    /// A file given at `init` that is not the one the genesis names.
+    #[error(
+        "{path}: this is not {name} as it was given at init: its SHA-256 is {found}, the genesis says \
+         {expected}. Put a copy of the original there"
+    )]
+    Given {
+        /// Where it lies.
+        path: PathBuf,
+        /// Its name.
+        name: String,
+        /// As the genesis says.
+        expected: Digest,
+        /// As it was read.
+        found: Digest,
     },
     /// A segment.
     #[error(transparent)]

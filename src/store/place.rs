@@ -6,6 +6,7 @@ use std::{
 };
 
 use super::files::Files;
+use crate::types::digest::Digest;
 
 /// A ledger's directory and the door to it.
 #[derive(Clone)]
@@ -70,6 +71,21 @@ impl Place {
     /// Which states were dropped.
     pub fn retention(&self) -> PathBuf {
         self.root.join("retention.json")
+    }
+
+    /// What is kept for Hub clients: files given at `init`, and digests of exported files.
+    pub fn hub(&self) -> PathBuf {
+        self.root.join("hub")
+    }
+
+    /// A file that was given at `init`.
+    pub fn given_file(&self, sha256: Digest) -> PathBuf {
+        self.hub().join("files").join(sha256.to_hex())
+    }
+
+    /// The digests of what the state `root` is exported as in `dtype`.
+    pub fn hub_sums(&self, root: Digest, dtype: &str) -> PathBuf {
+        self.hub().join("sums").join(format!("{root}-{dtype}.json"))
     }
 
     /// What the operator chose for this ledger.

@@ -57,6 +57,21 @@ pub struct Genesis {
     pub chain_genesis: Option<Digest>,
     /// The hotkey that anchors.
     pub anchor_hotkey: Option<Digest>,
+    /// Small files that belong to the model: its configuration, its tokenizer. Not written if none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<FileId>,
+}
+
+/// A file by its name, and the length and digest that pin its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileId {
+    /// Without a directory.
+    pub name: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Of all its bytes.
+    pub sha256: Digest,
 }
 
 impl Genesis {

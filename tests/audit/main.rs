@@ -265,6 +265,7 @@ fn signed_with_receipts() -> (Run, Vec<Receipt>) {
         key_file: None,
         miners: MinersPolicy::Hotkeys((1..=3).map(|n| miner(n).public().to_digest()).collect()),
         anchor: None,
+        files: &[],
     };
     init(&run.path(), &options, &Silent).unwrap();
     let (mut writer, mut receipts) = (run.writer(), Vec::new());

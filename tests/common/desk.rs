@@ -81,6 +81,7 @@ impl Run {
             miners: MinersPolicy::Hotkeys((1..=miners).map(public).collect()),
             key_file: None,
             anchor: None,
+            files: &[],
         };
         init(&run.ledger(), &options, &Silent).expect("a new ledger");
         (1..=miners + 1)

@@ -12,7 +12,7 @@ use std::{
 
 use gradledger::{
     anchor::file::FileChain,
-    export::{ExportDtype, SHARD_BYTES_MAX, export},
+    export::{ExportDtype, FileSet, SHARD_BYTES_MAX, export},
     import::templar_writer::{GradientMetadata, GradientTensor, GradientWriter},
     ledger::{
         Anchored, At, Ledger, LedgerError,
@@ -59,6 +59,8 @@ use super::{
 pub struct Fixture {
     dir: tempfile::TempDir,
     pool: rayon::ThreadPool,
+    /// Files that go with the model.
+    given: Vec<PathBuf>,
     signatures: Signatures,
 }
 
@@ -149,13 +151,23 @@ impl Fixture {
             }
         }
         fs::create_dir(dir.path().join("ledger")).expect("a new directory");
-        let fixture = Self { dir, pool, signatures: Signatures::default() };
+        let fixture = Self { dir, pool, given: vec![], signatures: Signatures::default() };
         miner::write_list(&fixture.miners(), MINERS);
         (1..=MINERS).for_each(|number| miner::write_key(&fixture.key(number), number));
         let tensors = MODEL.map(|(name, _, blocks)| (name, blocks.iter().product()));
         (1..=DELTAS)
             .for_each(|number| miner::write_delta(&fixture.delta(number), number, &tensors));
         fixture
+    }
+
+    /// The same with small files that go with the model.
+    pub fn with_files(mut self) -> Self {
+        for (name, bytes) in [("config.json", &b"{}"[..]), ("vocab.txt", &[b'v'; 5000])] {
+            let path = self.dir.path().join(name);
+            fs::write(&path, bytes).expect("a new file");
+            self.given.push(path);
+        }
+        self
     }
 
     pub fn dir(&self) -> &Path {
@@ -432,6 +444,7 @@ impl Fixture {
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
             anchor: None,
+            files: &self.given,
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {
@@ -706,7 +719,8 @@ fn kind(outcome: &Outcome) -> &'static str {
 pub fn exported(ledger: &Ledger, at: At) -> Result<Digest, Failed> {
     let out = MemFs::new();
     let state = ledger.checkpoint(ledger.state(at)?)?;
-    export(&state, ExportDtype::F32, SHARD_BYTES_MAX, &out, Path::new("/out"), &Silent)?;
+    let set = FileSet::of(state.manifest(), ExportDtype::F32, SHARD_BYTES_MAX)?;
+    export(&state, &set, &out, Path::new("/out"), &Silent)?;
     let mut all = Vec::new();
     for (path, bytes) in out.files() {
         writeln!(all, "{} {}", path.display(), bytes.len())?;

@@ -242,6 +242,7 @@ impl Run {
             key_file: None,
             miners: gradledger::types::record::MinersPolicy::Listed,
             anchor: None,
+            files: &[],
         };
         init(&self.path(), &options, &Silent)
     }

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     path::Path,
+    sync::Arc,
     thread::JoinHandle,
     time::Duration,
 };
@@ -22,6 +23,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 pub struct Served {
     pub address: SocketAddr,
     pub metrics: SocketAddr,
+    pub node: Arc<Node>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -35,6 +37,7 @@ impl Served {
     /// Serves the ledger at `root`.
     pub fn start(root: &Path, limits: Limits) -> Self {
         let node = Node::new(Ledger::open(root).expect("a ledger")).expect("a ledger that reads");
+        let served = node.clone();
         let (started, start) = std::sync::mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
@@ -46,14 +49,14 @@ impl Served {
                 .expect("a runtime");
             runtime.block_on(async {
                 let free = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-                let server = Server::bind(node, free, Some(free), limits).await.expect("a port");
+                let server = Server::bind(served, free, Some(free), limits).await.expect("a port");
                 let metrics = server.metrics_address().expect("it tells of itself");
                 started.send((server.address(), metrics)).expect("the test waits");
                 server.run(async { stopped.await.unwrap_or_default() }).await;
             });
         });
         let (address, metrics) = start.recv().expect("it started");
-        Self { address, metrics, stop: Some(stop), thread: Some(thread) }
+        Self { address, metrics, node, stop: Some(stop), thread: Some(thread) }
     }
 
     /// Tells it to end.
@@ -83,6 +86,16 @@ impl Served {
         let mut stream = self.connect();
         write!(stream, "{}", head(method, path, headers, true)).expect("it takes the request");
         read_reply(&mut stream, method).expect("a whole answer")
+    }
+
+    /// The answer to POST of `body` with these header lines.
+    pub fn post(&self, path: &str, headers: &[&str], body: &[u8]) -> Reply {
+        let mut stream = self.connect();
+        let length = format!("content-length: {}", body.len());
+        let headers = [headers, &[&length]].concat();
+        write!(stream, "{}", head("POST", path, &headers, true)).expect("it takes the request");
+        stream.write_all(body).expect("it takes the body");
+        read_reply(&mut stream, "POST").expect("a whole answer")
     }
 
     /// The JSON document at `path`.

@@ -93,6 +93,7 @@ impl SignedRun {
             key_file: None,
             miners: MinersPolicy::Hotkeys((1..=3).map(hotkey).collect()),
             anchor: None,
+            files: &[],
         };
         init(&run.ledger(), &options, &Silent).expect("a new ledger");
         for (name, uid) in [("delta.pt", 7), ("other.pt", 12)] {

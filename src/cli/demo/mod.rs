@@ -36,6 +36,9 @@ const PROMPT: &str = "Licensor";
 /// How many bytes it writes.
 const WRITTEN_BYTES: usize = 160;
 
+/// Longest word of it that is shown whole.
+const WORD_BYTES: usize = 40;
+
 pub fn demo(args: &DemoArgs, progress: &dyn Progress) -> Result<(), CliError> {
     let dir = &args.dir;
     if dir.exists() && fs::read_dir(dir).map_err(io(dir))?.next().is_some() {
@@ -125,10 +128,13 @@ fn leave_files(dir: &Path, report: &DemoReport) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What a model wrote, on one line; what cannot be printed becomes a dot.
+/// What a model wrote, on one line: what cannot be printed becomes a dot, and no word is endless.
 fn written(text: &str) -> String {
-    let plain =
-        text.chars().map(|c| if c.is_ascii_graphic() || c == ' ' || c == '\n' { c } else { '.' });
-    let plain: String = plain.collect();
-    plain.split_whitespace().collect::<Vec<_>>().join(" ")
+    let plain = |c: char| if c.is_ascii_graphic() || c.is_ascii_whitespace() { c } else { '.' };
+    let text: String = text.chars().map(plain).collect();
+    let word = |word: &str| match word.get(..WORD_BYTES) {
+        Some(start) => format!("{start}..."),
+        None => word.to_owned(),
+    };
+    text.split_whitespace().map(word).collect::<Vec<_>>().join(" ")
 }

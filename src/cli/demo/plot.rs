@@ -16,7 +16,7 @@ type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Drawn = Result<(), Box<dyn std::error::Error>>;
 
 const WIDTH: u32 = 1000;
-const HEIGHT: u32 = 1080;
+const HEIGHT: u32 = 1115;
 const FONT: &str = "DejaVu Sans, Helvetica, Arial, sans-serif";
 
 /// Room for what stands left of an axis, and right of a panel.
@@ -45,10 +45,10 @@ pub fn plot(report: &DemoReport) -> Result<String, Box<dyn std::error::Error>> {
     {
         let root = SVGBackend::with_string(&mut svg, (WIDTH, HEIGHT)).into_drawing_area();
         root.fill(&WHITE)?;
-        let (title, rest) = root.split_vertically(70);
+        let (title, rest) = root.split_vertically(84);
         let (losses, rest) = rest.split_vertically(350);
         let (refused, rest) = rest.split_vertically(80);
-        let (norms, shares) = rest.split_vertically(270);
+        let (norms, shares) = rest.split_vertically(285);
         head(&title, report)?;
         loss_panel(&losses, report)?;
         refused_band(&refused, report)?;
@@ -99,13 +99,18 @@ macro_rules! panel {
             .bold_line_style(PALE)
             .axis_style(PALE)
             .x_labels(ROUNDS as usize + 1)
-            .y_labels(5)
-            .x_label_formatter(&|x| if *x < 0.5 { String::new() } else { format!("{x:.0}") })
+            .y_labels(6)
+            .x_label_formatter(&|x| round_name(*x))
             .y_label_formatter(&|y| format!("{y:.*}", $digits))
             .label_style(words(15, GREY, HPos::Center))
             .draw()?;
         chart
     }};
+}
+
+/// What stands below a column.
+fn round_name(x: f64) -> String {
+    if x < 0.5 { "start".to_owned() } else { format!("{x:.0}") }
 }
 
 fn loss_panel(area: &Area<'_>, report: &DemoReport) -> Drawn {
@@ -121,7 +126,7 @@ fn loss_panel(area: &Area<'_>, report: &DemoReport) -> Drawn {
     chart.draw_series(points.iter().map(|&at| Circle::new(at, 4, LOSS.filled())))?;
     let label = |&(x, y): &(f64, f64)| {
         let style = words(14, INK, HPos::Center);
-        Text::new(format!("{y:.2}"), (x, y + top * 0.05), style)
+        Text::new(format!("{y:.2}"), (x + 0.12, y + top * 0.055), style)
     };
     chart.draw_series(points.iter().map(label))?;
     Ok(())
@@ -138,6 +143,8 @@ fn column(round: u64) -> i32 {
 fn refused_band(area: &Area<'_>, report: &DemoReport) -> Drawn {
     let name = words(15, GREY, HPos::Right);
     area.draw_text("refused", &name, (LEFT as i32 - 8, 16))?;
+    let rounds = words(15, GREY, HPos::Left);
+    area.draw_text("round", &rounds, ((WIDTH - RIGHT) as i32 + 8, -13))?;
     for refusal in &report.refusals {
         let x = column(refusal.round);
         area.draw(&Cross::new((x, 16), 6, RED.stroke_width(3)))?;

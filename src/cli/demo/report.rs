@@ -92,8 +92,9 @@ fn contributions(report: &DemoReport) -> String {
         let refused = report.refusals.iter().filter(|refusal| refusal.miner == *name).count();
         let _ = writeln!(
             text,
-            "{name:>9} {:>3} rounds {:>5.1} %  {refused} refused  hotkey {:.12}...",
+            "{name:>9} {:>3} of {} rounds {:>5.1} %  {refused} refused  hotkey {:.12}...",
             shares.len(),
+            report.rounds.len(),
             100.0 * mean,
             hotkey.to_hex()
         );

@@ -120,6 +120,7 @@ impl<'a> Run<'a> {
             miners: MinersPolicy::Hotkeys(hotkeys),
             key_file: None,
             anchor: None,
+            files: &[],
         };
         let ledger = dir.join("ledger");
         init(&ledger, &options, &Silent)?;

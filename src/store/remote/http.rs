@@ -42,6 +42,9 @@ const BYTES_A_SECOND_MIN: u64 = 16 << 10;
 /// Longest wait that a busy server is granted at once.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
+/// How often a server that says nothing is asked, at most.
+const SILENT_ATTEMPTS: u32 = 4;
+
 /// How a server is asked.
 #[derive(Clone, Debug)]
 pub struct HttpOptions {
@@ -58,7 +61,7 @@ pub struct HttpOptions {
 impl Default for HttpOptions {
     fn default() -> Self {
         let (silence_max, wait) = (Duration::from_secs(30), Duration::from_millis(250));
-        Self { proxy: None, silence_max, attempts: 5, wait }
+        Self { proxy: None, silence_max, attempts: 8, wait }
     }
 }
 
@@ -328,17 +331,31 @@ impl Http {
     /// Asks again, after a wait, while the failure may pass.
     fn persist<T>(&self, ask: impl Fn() -> Result<T, RemoteError>) -> Result<T, RemoteError> {
         let mut wait = self.options.wait;
-        for _ in 1..self.options.attempts {
-            match ask() {
-                Err(RemoteError::Busy { seconds, .. }) if seconds <= WAIT_MAX.as_secs() => {
-                    thread::sleep(Duration::from_secs(seconds));
-                }
-                Err(error) if error.is_passing() => thread::sleep(wait.min(WAIT_MAX)),
-                answered => return answered,
-            }
-            wait *= 2;
+        let mut attempt = 1;
+        loop {
+            let error = match ask() {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            let Some(pause) = self.pause(&error, attempt, wait) else { return Err(error) };
+            thread::sleep(pause);
+            wait = (wait * 2).min(WAIT_MAX);
+            attempt += 1;
         }
-        ask()
+    }
+
+    /// How long to wait before the next attempt, if there is to be one.
+    fn pause(&self, error: &RemoteError, attempt: u32, wait: Duration) -> Option<Duration> {
+        let (attempts, pause) = match error {
+            RemoteError::Busy { seconds, .. } if *seconds <= WAIT_MAX.as_secs() => {
+                (self.options.attempts, wait.max(Duration::from_secs(*seconds)))
+            }
+            // Nobody there, or nobody who says a word: that is known sooner.
+            RemoteError::Unreachable { .. } => (self.options.attempts.min(SILENT_ATTEMPTS), wait),
+            error if error.is_passing() => (self.options.attempts, wait),
+            _ => return None,
+        };
+        (attempt < attempts).then_some(pause)
     }
 }
 

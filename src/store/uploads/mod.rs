@@ -6,21 +6,26 @@
 //!
 //! Trust: none. Whoever admits an upload hashes all of it again. Losing one costs sending it again.
 
+mod arrived;
+mod arriving;
+
 use std::{
     collections::BTreeSet,
-    io::{self, Write},
-    path::{Path, PathBuf},
+    io,
+    path::PathBuf,
     sync::{Arc, Mutex},
 };
 
-use gradledger_kernels::sha256::{Sha256, sha256};
+use gradledger_kernels::sha256::Sha256;
 use serde::{Deserialize, Serialize};
 
+pub use self::arriving::{ArrivalError, Arriving};
+use self::{arrived::UploadedBytes, arriving::Piece};
 use super::{
-    files::{Files, ReadFile, WriteFile, create_dir_durable, read_whole, write_whole},
-    hashes::{HashesError, HashesReader},
+    files::{Files, create_dir_durable, read_whole, write_whole},
+    hashes::HashesReader,
     place::Place,
-    segment::{LogicalBytes, SegmentError},
+    segment::LogicalBytes,
 };
 use crate::{
     codec::parts::DeltaShape,
@@ -75,50 +80,6 @@ impl UploadRecord {
         part_bytes: u64,
     ) -> Self {
         Self { version: RECORD_VERSION, round, base, delta, hotkey, token, part_bytes }
-    }
-}
-
-/// Bytes that are not taken, or that could not be stored.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-#[allow(missing_docs)] // Fields are named by their messages.
-pub enum ArrivalError {
-    #[error("{path}: {source}", path = path.display())]
-    Io { path: PathBuf, source: io::Error },
-    #[error("{bytes} bytes are expected here, and more came")]
-    Long { bytes: u64 },
-    #[error("{bytes} bytes are expected here, {found} came")]
-    Short { bytes: u64, found: u64 },
-    #[error("the bytes have SHA-256 {found}, the request says {expected}")]
-    Sha256 { expected: Digest, found: Digest },
-    #[error("piece {piece} of {artifact} has digest {found}, the hashes say {expected}")]
-    Piece { artifact: String, piece: u64, expected: Digest, found: Digest },
-    #[error("the hashes are not those of the delta that was announced: {0}")]
-    Hashes(#[from] HashesError),
-    #[error("the hashes are of a delta for another model")]
-    Shape,
-}
-
-impl ArrivalError {
-    /// Whether the disk is full.
-    pub fn is_full(&self) -> bool {
-        let full = |source: &io::Error| {
-            matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-        };
-        match self {
-            Self::Io { source, .. } | Self::Hashes(HashesError::Io { source, .. }) => full(source),
-            _ => false,
-        }
-    }
-
-    /// Whether the disk failed, rather than the sender.
-    pub fn is_ours(&self) -> bool {
-        match self {
-            Self::Io { .. } => true,
-            // A file that was just written whole: its bytes are the sender's, other errors are not.
-            Self::Hashes(HashesError::Io { source, .. }) => source.raw_os_error().is_some(),
-            _ => false,
-        }
     }
 }
 
@@ -334,184 +295,4 @@ fn part_name(offset: u64) -> String {
 
 fn name_of(descriptor: &crate::types::manifest::Descriptor) -> String {
     format!("{}/{:?}", descriptor.group, descriptor.name)
-}
-
-/// A piece that is to come.
-struct Piece {
-    artifact: usize,
-    piece: u64,
-    bytes: u64,
-    digest: Digest,
-}
-
-/// A file that is arriving; dropped before it is finished, it is gone.
-///
-/// Memory: a piece, and the digests of those to come.
-pub struct Arriving {
-    files: Arc<dyn Files>,
-    path: PathBuf,
-    tmp: PathBuf,
-    /// None once it has its name.
-    file: Option<Box<dyn WriteFile>>,
-    bytes: u64,
-    taken: u64,
-    sha256: Sha256,
-    pieces: std::vec::IntoIter<Piece>,
-    /// The start of a piece that is not whole yet.
-    piece: Vec<u8>,
-    /// What errors call the artifacts.
-    names: Vec<String>,
-}
-
-impl Arriving {
-    /// Takes the next bytes, cut anywhere.
-    ///
-    /// # Errors
-    ///
-    /// [`ArrivalError::Long`], [`ArrivalError::Piece`] before the piece is written,
-    /// [`ArrivalError::Io`].
-    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), ArrivalError> {
-        self.taken += bytes.len() as u64;
-        if self.taken > self.bytes {
-            return Err(ArrivalError::Long { bytes: self.bytes });
-        }
-        self.sha256.update(bytes);
-        while let Some(next) = self.pieces.as_slice().first() {
-            let missing = usize::try_from(next.bytes).expect("at most a piece") - self.piece.len();
-            let (now, after) = bytes.split_at(bytes.len().min(missing));
-            self.piece.extend_from_slice(now);
-            bytes = after;
-            if now.len() < missing {
-                return Ok(());
-            }
-            let next = self.pieces.next().expect("it was there");
-            let found = Digest(sha256(&self.piece));
-            if found != next.digest {
-                let (artifact, expected) = (self.names[next.artifact].clone(), next.digest);
-                return Err(ArrivalError::Piece { artifact, piece: next.piece, expected, found });
-            }
-            let piece = std::mem::take(&mut self.piece);
-            self.put(&piece)?;
-            self.piece = piece;
-            self.piece.clear();
-        }
-        self.put(bytes)
-    }
-
-    fn put(&mut self, bytes: &[u8]) -> Result<(), ArrivalError> {
-        let file = self.file.as_mut().expect("it is open until it is finished");
-        file.write_all(bytes).map_err(|source| ArrivalError::Io { path: self.tmp.clone(), source })
-    }
-
-    /// All bytes were taken and have this SHA-256: makes them durable under their name.
-    ///
-    /// # Errors
-    ///
-    /// [`ArrivalError::Short`], [`ArrivalError::Sha256`], [`ArrivalError::Io`].
-    pub fn finish(self, expected: Digest) -> Result<(), ArrivalError> {
-        self.finish_if(expected, |_, _| Ok(()))
-    }
-
-    /// As [`Arriving::finish`], of a hashes file: if it leads to `delta` and is of this shape.
-    ///
-    /// # Errors
-    ///
-    /// Also [`ArrivalError::Hashes`], [`ArrivalError::Shape`].
-    pub fn finish_hashes(
-        self,
-        expected: Digest,
-        delta: &ManifestId,
-        shape: &DeltaShape,
-    ) -> Result<(), ArrivalError> {
-        self.finish_if(expected, |files, path| {
-            let reader = HashesReader::open_file(files, path, delta)?;
-            if !shape.is_of(reader.manifest()) {
-                return Err(ArrivalError::Shape);
-            }
-            (0..reader.manifest().descriptors().len())
-                .try_for_each(|artifact| Ok(drop(reader.digests(artifact)?)))
-        })
-    }
-
-    fn finish_if(
-        mut self,
-        expected: Digest,
-        check: impl FnOnce(&dyn Files, &Path) -> Result<(), ArrivalError>,
-    ) -> Result<(), ArrivalError> {
-        if self.taken < self.bytes {
-            return Err(ArrivalError::Short { bytes: self.bytes, found: self.taken });
-        }
-        let found = Digest(std::mem::replace(&mut self.sha256, Sha256::new()).finish());
-        if found != expected {
-            return Err(ArrivalError::Sha256 { expected, found });
-        }
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| ArrivalError::Io { path, source }
-        };
-        let file = self.file.as_mut().expect("it is open until it is finished");
-        file.sync().map_err(at(&self.tmp))?;
-        check(&*self.files, &self.tmp)?;
-        self.files.rename(&self.tmp, &self.path).map_err(at(&self.path))?;
-        self.file = None;
-        self.files.sync_dir(self.path.parent().unwrap_or(Path::new("."))).map_err(at(&self.path))
-    }
-}
-
-impl Drop for Arriving {
-    fn drop(&mut self) {
-        if self.file.take().is_some() {
-            // What stays is removed when the upload is opened again.
-            let _ = self.files.remove(&self.tmp);
-        }
-    }
-}
-
-/// Bytes of an artifact, out of the parts that hold them.
-struct UploadedBytes {
-    dir: UploadDir,
-    parts: Arc<[Part]>,
-    start: u64,
-    bytes: u64,
-    /// The part that was read last: an artifact is read front to back.
-    open: Mutex<Option<(u64, Arc<dyn ReadFile>)>>,
-}
-
-impl UploadedBytes {
-    fn part(&self, offset: u64) -> Result<Arc<dyn ReadFile>, SegmentError> {
-        let mut open = self.open.lock().expect("no panic while it is held");
-        if let Some((_, file)) = open.as_ref().filter(|(at, _)| *at == offset) {
-            return Ok(file.clone());
-        }
-        let path = self.dir.path.join(part_name(offset));
-        let file = self.dir.files.open(&path).map_err(SegmentError::io(&path))?;
-        *open = Some((offset, file.clone()));
-        Ok(file)
-    }
-}
-
-impl LogicalBytes for UploadedBytes {
-    fn len(&self) -> u64 {
-        self.bytes
-    }
-
-    fn read_at(&self, offset: u64, mut buffer: &mut [u8]) -> Result<(), SegmentError> {
-        let len = buffer.len();
-        if offset.checked_add(len as u64).is_none_or(|end| end > self.bytes) {
-            return Err(SegmentError::Range { offset, len, bytes: self.bytes });
-        }
-        let mut at = self.start + offset;
-        while !buffer.is_empty() {
-            let index = self.parts.partition_point(|part| part.offset <= at);
-            let part = self.parts[index.saturating_sub(1)];
-            let left = usize::try_from(part.offset + part.bytes - at).unwrap_or(usize::MAX);
-            let (now, after) = buffer.split_at_mut(len.min(left).min(buffer.len()));
-            let path = self.dir.path.join(part_name(part.offset));
-            let read = self.part(part.offset)?.read_exact_at(now, at - part.offset);
-            read.map_err(SegmentError::io(&path))?;
-            at += now.len() as u64;
-            buffer = after;
-        }
-        Ok(())
-    }
 }
