@@ -18,11 +18,12 @@ mod readers;
 mod seeds;
 
 use std::{
+    cell::RefCell,
     fs,
     io::Write as _,
-    panic::{AssertUnwindSafe, catch_unwind},
+    panic::{self, AssertUnwindSafe, catch_unwind},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Mutex, MutexGuard, Once, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -47,9 +48,28 @@ const MEMORY_PER_BYTE_MAX: usize = 128;
 /// One input of some ten kilobytes, in a debug build on a busy machine.
 const TIME_MAX: Duration = Duration::from_secs(2);
 
+thread_local! {
+    /// What a reader's panic said; none while no reader runs.
+    static SAID: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
 /// The allocator counts for the whole process: one test at a time.
+///
+/// The Parquet decoder's panics are turned into errors within the readers. Their backtraces would be what
+/// takes most memory here, so none is made while one runs.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
+    static QUIET: Once = Once::new();
+    QUIET.call_once(|| {
+        let otherwise = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            let said = |said: &RefCell<_>| match &mut *said.borrow_mut() {
+                Some(said) => *said = info.to_string(),
+                None => otherwise(info),
+            };
+            SAID.with(said);
+        }));
+    });
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -70,10 +90,12 @@ fn read(&(name, read): &Reader, input: &[u8], whence: &str) -> (readers::Outcome
     ALLOCATED.reset_peak_usage();
     let before = ALLOCATED.current_usage();
     let started = Instant::now();
+    SAID.set(Some(String::new()));
     let outcome = catch_unwind(AssertUnwindSafe(|| read(input)));
+    let said = SAID.take().unwrap_or_default();
     let time = started.elapsed();
     let bytes = ALLOCATED.peak_usage().saturating_sub(before);
-    let outcome = outcome.unwrap_or_else(|_| panic!("{name} panics: {whence}"));
+    let outcome = outcome.unwrap_or_else(|_| panic!("{name} panics: {whence}: {said}"));
     let most = MEMORY_BYTES_MAX + MEMORY_PER_BYTE_MAX * input.len();
     assert!(bytes <= most, "{name} took {bytes} bytes for {}: {whence}", input.len());
     assert!(time <= TIME_MAX, "{name} took {time:?}: {whence}");

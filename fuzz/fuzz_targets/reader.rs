@@ -1,6 +1,6 @@
 //! Feeds one reader of outside bytes, the one that `GRADLEDGER_READER` names.
 //!
-//! One program for all of them: they are one library, and linking it 31 times takes longer than a
+//! One program for all of them: they are one library, and linking it 33 times takes longer than a
 //! short run. See `../README.md`.
 
 #![no_main]

@@ -13,6 +13,7 @@ use gradledger::{
         ss58,
         statement::{STATEMENT_BYTES, Statement},
     },
+    http::path,
     import::{
         checkpoint::Checkpoint,
         dcp,
@@ -56,6 +57,7 @@ use gradledger::{
         record::{Disposition, DispositionsId, RoundsEntry},
         submission::{Miner, Submission},
         tensor::Dtype,
+        upload::{UploadRequest, UploadState},
     },
 };
 use gradledger_anchor::{
@@ -78,7 +80,7 @@ pub type Outcome = Result<(), String>;
 pub type Reader = (&'static str, fn(&[u8]) -> Outcome);
 
 /// All of them; each has a fuzz target of its name.
-pub const READERS: [Reader; 31] = [
+pub const READERS: [Reader; 33] = [
     ("aggregator", aggregator),
     ("anchor", anchor),
     ("bundle", bundle),
@@ -103,6 +105,7 @@ pub const READERS: [Reader; 31] = [
     ("policy", policy),
     ("receipt", receipt),
     ("record", record),
+    ("request", request),
     ("retention", retention),
     ("safetensors", safetensors),
     ("shards", shards),
@@ -110,6 +113,7 @@ pub const READERS: [Reader; 31] = [
     ("table", table),
     ("tensor", tensor),
     ("tile", tile),
+    ("upload", upload),
 ];
 
 /// A key that nobody has.
@@ -487,6 +491,24 @@ fn bundle(bytes: &[u8]) -> Outcome {
     let verified = verify(bundle, &trust);
     let found = verified.lines.into_iter().find(|line| !line.findings.is_empty());
     found.map_or(Ok(()), |line| Err(format!("{:?}", line.findings)))
+}
+
+// What comes over HTTP.
+
+/// A request's path and its query.
+fn request(bytes: &[u8]) -> Outcome {
+    let line = std::str::from_utf8(bytes).map_err(text)?;
+    let (path, query) = line.split_once('?').map_or((line, None), |(p, q)| (p, Some(q)));
+    let parts = path::split(path).map_err(|problem| format!("{problem:?}"))?;
+    assert!(parts.iter().map(String::len).sum::<usize>() <= path.len(), "decoding makes no longer");
+    let query = path::Query::parse(query).map_err(|problem| format!("{problem:?}"))?;
+    query.number("limit", 1000).map(drop).map_err(|problem| format!("{problem:?}"))
+}
+
+/// What a miner asks of a server, or how a server says that an upload stands.
+fn upload(bytes: &[u8]) -> Outcome {
+    let asked = serde_json::from_slice::<UploadRequest>(bytes).map(drop);
+    asked.or_else(|_| serde_json::from_slice::<UploadState>(bytes).map(drop)).map_err(text)
 }
 
 // Anchors.

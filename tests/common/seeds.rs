@@ -45,6 +45,7 @@ pub fn seeds() -> Seeds {
     seeds.extend(stored());
     seeds.extend(of_logs());
     seeds.extend(proofs());
+    seeds.extend(of_http());
     seeds
 }
 
@@ -150,6 +151,9 @@ fn table() -> Vec<u8> {
     file(path)
 }
 
+const SERVE: &str = "[serve]\nlisten = \"127.0.0.1:8080\"\nmetrics = \"off\"\nconnections_max = 64\n\
+                     [serve.uploads]\nhotkeys = []\npart_bytes = 65536\n";
+
 fn stored() -> Seeds {
     let hashes = &lines(vectors().join("hashes.jsonl"))[0];
     let id = hashes["id"].to_string();
@@ -162,7 +166,7 @@ fn stored() -> Seeds {
         ("dispositions", vec![segment("dispositions")]),
         ("table", vec![table()]),
         ("hashes", vec![joined(&[id.as_bytes(), &hex(text(hashes, "hex"))])]),
-        ("config", vec![config("[retention]\nkeep_every = 100\n"), config("")]),
+        ("config", vec![config("[retention]\nkeep_every = 100\n"), config(SERVE)]),
         ("open_round", vector("open-round.json")),
         ("retention", vector("retention.json")),
         ("log_key", vector("keys/log.key")),
@@ -225,6 +229,21 @@ fn bundles() -> Vec<Vec<u8>> {
     ];
     let bundle = |target| prove(&ledger, target, Vec::new(), &Silent).expect("a bundle");
     targets.iter().map(|target| joined(&[key.as_bytes(), &bundle(target)])).collect()
+}
+
+/// What a miner and a server say to each other.
+fn of_http() -> Seeds {
+    let digest = "5a".repeat(32);
+    let ask = format!(
+        r#"{{"method":"POST","path":"/v1/uploads","run":"{digest}","round":3,"base":"{digest}","delta":{{"root":"{digest}","count":6,"bytes":100}},"signature":null}}"#
+    );
+    let state = format!(
+        r#"{{"schema_version":1,"id":"{digest}","token":null,"committed":false,"hashes_bytes":900,"missing":[{{"offset":0,"bytes":100}}],"expires_in_s":3600}}"#
+    );
+    BTreeMap::from([
+        ("request", vec![b"/v1/rounds/7/a%20b?limit=12&after=x+y%2f".to_vec()]),
+        ("upload", vec![ask.into_bytes(), state.into_bytes()]),
+    ])
 }
 
 fn proofs() -> Seeds {
