@@ -14,15 +14,13 @@ seconds=${1:-600}
 sanitizer=${GRADLEDGER_SANITIZER:-address}
 corpus=$PWD/fuzz/corpus
 
-# libFuzzer needs flags that stable rustc takes only so.
-export RUSTC_BOOTSTRAP=1
-
 # The good inputs: the golden data, and small ledgers made for it.
 GRADLEDGER_FUZZ_CORPUS=$corpus cargo test --quiet --test hostile -- every_reader_takes_its_good_inputs >/dev/null
 
 # The versions of the program's own build.
 [ -e fuzz/Cargo.lock ] || cp Cargo.lock fuzz/Cargo.lock
-cargo fuzz build --sanitizer "$sanitizer" reader
+# libFuzzer needs flags that stable rustc takes only so.
+RUSTC_BOOTSTRAP=1 cargo fuzz build --sanitizer "$sanitizer" reader
 target=$(rustc -vV | sed -n 's/^host: //p')
 reader=${CARGO_TARGET_DIR:-fuzz/target}/$target/release/reader
 
