@@ -65,7 +65,8 @@ impl Subtensor {
         progress: &dyn Progress,
     ) -> Result<Self, ChainError> {
         let node = Node::connect(endpoint, progress)?;
-        let client = node.wait(OnlineClient::from_rpc_client(node.client())).map_err(node_error)?;
+        let client = OnlineClient::<SubstrateConfig>::from_rpc_client(node.client());
+        let client = node.wait(client).map_err(node_error)?;
         let chain_genesis = Digest(client.genesis_hash().0);
         let place = AnchorPlace { netuid, chain_genesis, hotkey: hotkey.public() };
         let key = storage_key(netuid, &Hash32(hotkey.public().0));
