@@ -26,7 +26,7 @@ use crate::{
 ///
 /// # Errors
 ///
-/// [`ArchiveError`].
+/// `ArchiveError`.
 pub fn prove_heads<W: Write>(
     a: &[u8],
     b: &[u8],

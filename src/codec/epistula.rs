@@ -246,7 +246,7 @@ impl<'h> Headers<'h> {
 
 /// The requests of the last seconds, so that none is taken twice.
 ///
-/// Memory: at most [`SEEN_MAX`] of them; more at once are refused, never forgotten. Only requests
+/// Memory: at most `SEEN_MAX` of them; more at once are refused, never forgotten. Only requests
 /// whose signature held are to be handed in.
 #[derive(Debug, Default)]
 pub struct Seen {
