@@ -67,7 +67,7 @@ const HOMES: &[(&str, &[&str])] = &[
             "audit/pieces.rs",
             "cli/demo/",
             "delta/",
-            "fold.rs",
+            "fold/",
             "plan.rs",
             "ledger/",
             "store/segment/",

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
-    fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    fold::{Engine, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
     merkle::{manifest::manifest_id, pieces::Pieces},
     plan::{plan, planned_bytes},
     seal::plan_pieces,
@@ -280,7 +280,7 @@ fn replay_pass(
         tensors: tensors.clone(),
         rounds,
         pool: &pool,
-        path: options.fold.path,
+        engine: Engine::Cpu(options.fold.path),
     };
     fold(&job, &mut compare, progress)?;
     progress.end();
