@@ -65,6 +65,7 @@ const HOMES: &[(&str, &[&str])] = &[
         "rayon",
         &[
             "audit/pieces.rs",
+            "cli/bench/",
             "cli/demo/",
             "delta/",
             "fold/",

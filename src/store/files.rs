@@ -378,6 +378,20 @@ impl Files for Reopening {
     }
 }
 
+/// Has the system forget what it keeps of a file in memory, as far as it can, so that what is read next
+/// comes from the disk: for measuring.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn forget(path: &Path) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    file.sync_all()?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
+}
+
 /// Writes a small file whole: beside its place, synced, renamed over it, the directory synced.
 ///
 /// A crash leaves the old bytes or the new ones.
