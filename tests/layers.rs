@@ -65,9 +65,10 @@ const HOMES: &[(&str, &[&str])] = &[
         "rayon",
         &[
             "audit/pieces.rs",
+            "cli/bench/",
             "cli/demo/",
             "delta/",
-            "fold.rs",
+            "fold/",
             "plan.rs",
             "ledger/",
             "store/segment/",

@@ -213,6 +213,9 @@ fn a_tensor_of_many_pieces_folds_by_the_page() {
     let tensors = vec![
         Tensor::random("long", &[100_003 * 2], &mut random),
         Tensor::random("wide", &[192, 640], &mut random),
+        // Bands that end within a piece, and bands that end with one.
+        Tensor::random("odd", &[1300, 1001], &mut random),
+        Tensor::random("even", &[1536, 1024], &mut random),
     ];
     let model = Model { tensors, rule: rule(Dialect::Native, 64, 64, 4) };
     assert_rounds_fold_by_the_page(&model, 4);

@@ -13,7 +13,8 @@
 //! - [`codes`] packed codes and 12-bit indices; [`widen`] bf16 and f16; [`bytes`] f32 as logical
 //!   bytes.
 //! - [`feedback`], [`topk`], [`quantise`] the other way: from what a miner trained to what it sends.
-//! - [`memory`] room for a state; [`floor`] and [`made_up`] what a fold is measured against and with.
+//! - [`memory`] room for a state; [`floor`] and [`made_up`] what a fold is measured against and with,
+//!   [`rates`] how.
 //! - [`fma`] one rounding without libm; [`sha256`] digests of pieces.
 //!
 //! Exactness: f32 as IEEE 754 has it, round to nearest even, denormals kept. No implicit
@@ -43,6 +44,7 @@ pub mod made_up;
 pub mod memory;
 pub mod norm;
 pub mod quantise;
+pub mod rates;
 pub mod reference;
 pub mod sha256;
 pub mod topk;

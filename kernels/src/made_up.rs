@@ -30,6 +30,19 @@ impl Round {
         Self { band, sent }
     }
 
+    /// How many rows of blocks there are.
+    #[must_use]
+    pub fn strips_held(&self) -> usize {
+        self.band.rows / SIDE
+    }
+
+    /// Bytes that a miner sends for a row of blocks.
+    #[must_use]
+    pub fn strip_bytes(&self) -> usize {
+        let row = self.band.index_bytes_per_block() + self.band.code_bytes_per_block();
+        self.band.columns / SIDE * row
+    }
+
     /// So many rows of blocks as a band.
     #[must_use]
     pub fn strips(&self, count: usize) -> Band {

@@ -60,7 +60,8 @@ pub const TASK_PIECES: usize = 16;
 /// Appends to `out` the digest of every piece of `data`, in order: `piece_bytes` each, the last one
 /// maybe shorter. Nothing for no data.
 ///
-/// Parallel over runs of [`TASK_PIECES`] in the current rayon pool, on the best path.
+/// Parallel over runs of [`TASK_PIECES`] in the current rayon pool, on the best path. What is one run is
+/// hashed on this thread.
 ///
 /// # Panics
 ///
@@ -80,6 +81,9 @@ pub fn hash_pieces_on(path: Path, data: &[u8], piece_bytes: usize, out: &mut Vec
     let first = out.len();
     out.resize(first + data.len().div_ceil(piece_bytes), [0; 32]);
     let task_bytes = piece_bytes.saturating_mul(TASK_PIECES);
+    if data.len() <= task_bytes {
+        return hash_task(path, data, piece_bytes, &mut out[first..]);
+    }
     out[first..]
         .par_chunks_mut(TASK_PIECES)
         .zip(data.par_chunks(task_bytes))

@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod anchor;
 mod audit;
+mod bench;
 mod commands;
 mod delta;
 mod demo;
@@ -84,6 +85,8 @@ enum Command {
     Anchor(anchor::AnchorArgs),
     /// Serves the ledger over HTTP.
     Serve(serve::ServeArgs),
+    /// Measures what this machine can do and how near to it each stage comes.
+    Bench(bench::BenchArgs),
     /// Examines the machine and a ledger's configuration, and says what to mend.
     Doctor(DoctorArgs),
     /// Prints a completion script.
@@ -596,6 +599,7 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::verify(args),
         Command::Anchor(args) => anchor::anchor(args, &progress),
         Command::Serve(args) => serve::serve(args),
+        Command::Bench(args) => bench::bench(args, &progress),
         Command::Doctor(args) => doctor::doctor(args),
         Command::Man(args) => man::man(&args.out),
         Command::Completions { shell } => {

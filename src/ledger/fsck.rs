@@ -14,10 +14,12 @@ use crate::{
         quarantine, segment,
     },
     types::{
+        digest::Digest,
         json,
-        manifest::ManifestId,
+        manifest::{ArtifactId, ManifestId},
         progress::Progress,
         submission::{Fetched, Miner, Outcome, Submission},
+        tensor::Dtype,
     },
 };
 
@@ -37,7 +39,7 @@ use super::{
 pub struct FsckReport {
     /// Entries of both logs.
     pub log_entries: u64,
-    /// Distinct states whose every byte was hashed.
+    /// Distinct states whose every byte was hashed, once whether for itself or to be folded.
     pub checkpoints: u64,
     /// Distinct states that gc dropped: their digests were checked, and they were folded again.
     pub dropped: u64,
@@ -49,16 +51,17 @@ pub struct FsckReport {
     pub rounds: u64,
     /// Files that were given at init, each hashed.
     pub files: u64,
-    /// Bytes hashed, folds left aside.
+    /// Bytes hashed, what folds made left aside.
     pub bytes: u64,
 }
 
 /// Re-hashes and re-derives everything.
 ///
 /// Logs against their tiles and signed heads (with the keys that the ledger names, so this finds damage,
-/// not a forger: that is `audit` with keys from outside); records against the logs; every tensor of a
-/// kept state, every delta, plan, disposition and quarantined file against its digest; every round
-/// folded again, over dropped states from the last kept one.
+/// not a forger: that is `audit` with keys from outside); records against the logs; every round folded
+/// again, over dropped states from the last kept one; every tensor of a kept state, every delta, plan,
+/// disposition and quarantined file against its digest. What the folds read was compared as it was read,
+/// and is not hashed again.
 ///
 /// # Errors
 ///
@@ -75,17 +78,49 @@ pub fn fsck(
         report.bytes += file.bytes();
     }
     let (pool, kept) = (thread_pool(options.threads)?, Kept::load(ledger)?);
+    let states = states(ledger, &kept)?;
+    rounds(ledger, &mut report)?;
+    let read = fold_all(ledger, options, progress)?;
     pool.install(|| {
-        checkpoints(ledger, &kept, &mut report, progress)?;
-        deltas(ledger, &mut report, progress)?;
-        rounds(ledger, &mut report)
+        checkpoints(ledger, &states, &read, &mut report, progress)?;
+        deltas(ledger, &read, &mut report, progress)
     })?;
-    if let (Some(first), Some(last)) = (ledger.sealed().first(), ledger.sealed().last()) {
-        let rounds = first.record.round..=last.record.round;
-        replay(ledger, &ReplayOptions { rounds, tensor: None, fold: options }, progress)?;
-    }
     plans(ledger, &mut report)?;
     Ok(report)
+}
+
+/// What the folds read, each byte compared with its digest.
+#[derive(Default)]
+struct Read {
+    tensors: BTreeSet<(ArtifactId, Dtype)>,
+    /// Roots of deltas.
+    deltas: BTreeSet<Digest>,
+}
+
+/// Folds every round again.
+fn fold_all(
+    ledger: &Ledger,
+    options: FoldOptions,
+    progress: &dyn Progress,
+) -> Result<Read, LedgerError> {
+    let mut read = Read::default();
+    let (Some(first), Some(last)) = (ledger.sealed().first(), ledger.sealed().last()) else {
+        return Ok(read);
+    };
+    let rounds = first.record.round..=last.record.round;
+    let options = ReplayOptions { rounds, tensor: None, fold: options };
+    let layout = ledger.layout()?;
+    for base in replay(ledger, &options, progress)?.bases {
+        let checkpoint = ledger.checkpoint(base)?;
+        let folded = layout.tensors.iter().map(|tensor| tensor.position);
+        let descriptors = checkpoint.manifest().descriptors();
+        read.tensors.extend(folded.map(|at| (descriptors[at].artifact(), descriptors[at].dtype)));
+    }
+    for position in 0..ledger.sealed().len() {
+        let deltas = check::check_round(ledger, position)?.deltas;
+        read.deltas.extend(deltas.iter().map(|(_, id)| id.root));
+    }
+    Ok(read)
 }
 
 fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
@@ -99,33 +134,62 @@ fn logs(ledger: &Ledger) -> Result<u64, LedgerError> {
     Ok(rounds.size() + submissions.size())
 }
 
-/// Hashes every tensor of every kept state once, and the list of digests of every dropped one.
+/// The distinct states of a ledger, in order of their ids.
+struct States {
+    /// Each with its name; all their files are there.
+    kept: Vec<(StateName, ManifestId)>,
+    dropped: Vec<ManifestId>,
+}
+
+fn states(ledger: &Ledger, kept: &Kept) -> Result<States, LedgerError> {
+    let rounds = ledger.sealed().iter().map(|s| (s.record.next, Some(s.record.round)));
+    // Rounds that came to the same state are one state.
+    let all: BTreeMap<ManifestId, Option<u64>> =
+        rounds.chain([(ledger.genesis().model, None)]).collect();
+    let mut states = States { kept: Vec::new(), dropped: Vec::new() };
+    for (id, round) in all {
+        if !kept.has(id) {
+            states.dropped.push(id);
+            continue;
+        }
+        let checkpoint = ledger.checkpoint(id)?;
+        let name = StateName { round, root: id.root };
+        for position in 0..checkpoint.manifest().descriptors().len() {
+            checkpoint.tensor(position).map_err(|source| lost(name, source))?;
+        }
+        states.kept.push((name, id));
+    }
+    Ok(states)
+}
+
+/// Hashes every tensor of every kept state that was not read yet, once, and the list of digests of every
+/// dropped one.
 fn checkpoints(
     ledger: &Ledger,
-    kept: &Kept,
+    states: &States,
+    read: &Read,
     report: &mut FsckReport,
     progress: &dyn Progress,
 ) -> Result<(), LedgerError> {
-    let rounds = ledger.sealed().iter().map(|s| (s.record.next, Some(s.record.round)));
-    // Rounds that came to the same state are one state.
-    let states: BTreeMap<ManifestId, Option<u64>> =
-        rounds.chain([(ledger.genesis().model, None)]).collect();
-    let mut hashed = BTreeSet::new();
-    progress
-        .begin("fsck states", states.keys().filter(|id| kept.has(**id)).map(|id| id.bytes).sum());
-    for (id, round) in states {
+    for &id in &states.dropped {
         let checkpoint = ledger.checkpoint(id)?;
-        if !kept.has(id) {
-            let positions = 0..checkpoint.manifest().descriptors().len();
-            positions.into_iter().try_for_each(|at| checkpoint.digests(at).map(drop))?;
-            report.dropped += 1;
-            continue;
-        }
-        let state = StateName { round, root: id.root };
+        let positions = 0..checkpoint.manifest().descriptors().len();
+        positions.into_iter().try_for_each(|at| checkpoint.digests(at).map(drop))?;
+        report.dropped += 1;
+    }
+    progress.begin("fsck states", states.kept.iter().map(|(_, id)| id.bytes).sum());
+    let mut seen = BTreeSet::new();
+    for &(name, id) in &states.kept {
+        let checkpoint = ledger.checkpoint(id)?;
         for (position, descriptor) in checkpoint.manifest().descriptors().iter().enumerate() {
-            if hashed.insert((descriptor.artifact(), descriptor.dtype)) {
-                let tensor = checkpoint.tensor(position).map_err(|source| lost(state, source))?;
-                report.bytes += verified(tensor, progress)?;
+            let tensor = (descriptor.artifact(), descriptor.dtype);
+            let first = seen.insert(tensor);
+            if first {
+                report.bytes += descriptor.bytes;
+            }
+            if first && !read.tensors.contains(&tensor) {
+                let mut artifact = checkpoint.tensor(position).map_err(|e| lost(name, e))?;
+                artifact.verify_to_end(progress)?;
             } else {
                 // Shared with another state; this one has digests of its own.
                 checkpoint.digests(position)?;
@@ -143,15 +207,10 @@ fn lost(state: StateName, source: StoreError) -> LedgerError {
     if source.is_not_found() { LedgerError::StateLost { state, source } } else { source.into() }
 }
 
-/// Hashes all of an artifact and gives its bytes.
-fn verified(mut artifact: ArtifactReader, progress: &dyn Progress) -> Result<u64, StoreError> {
-    artifact.verify_to_end(progress)?;
-    Ok(artifact.len())
-}
-
-/// Hashes every delta that a submission names, and every file that was refused.
+/// Hashes every delta that a submission names and that was not read yet, and every file that was refused.
 fn deltas(
     ledger: &Ledger,
+    read: &Read,
     report: &mut FsckReport,
     progress: &dyn Progress,
 ) -> Result<(), LedgerError> {
@@ -162,7 +221,11 @@ fn deltas(
     let (mut seen, mut refused) = (BTreeSet::new(), BTreeSet::new());
     for (_, submission) in &submissions {
         if let Some(id) = submission.stored_delta().filter(|id| seen.insert(id.root)) {
-            hash_delta(ledger.place(), &layout, id, progress)?;
+            if read.deltas.contains(&id.root) {
+                progress.advance(id.bytes);
+            } else {
+                hash_delta(ledger.place(), &layout, id, progress)?;
+            }
             report.deltas += 1;
             report.bytes += id.bytes;
         }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
-    fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    fold::{Engine, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
     merkle::{manifest::manifest_id, pieces::Pieces},
     plan::{plan, planned_bytes},
     seal::plan_pieces,
@@ -60,6 +60,9 @@ pub struct ReplayReport {
     pub folded_before: usize,
     /// The replayed rounds, oldest first.
     pub rounds: Vec<ReplayedRound>,
+    /// The states that were read to fold from, each byte compared with its digest.
+    #[serde(skip)]
+    pub bases: Vec<ManifestId>,
 }
 
 /// One round, folded again to the same bits.
@@ -103,12 +106,13 @@ pub fn replay(
             options.rounds.start()
         ));
     }
-    let mut rounds = Vec::new();
+    let (mut rounds, mut bases) = (Vec::new(), Vec::new());
     for pass in passes(ledger, &kept, start..wanted.end)? {
+        bases.push(ledger.sealed()[pass[0].0].record.base);
         rounds.extend(replay_pass(ledger, pass, options, None, progress)?);
     }
     rounds.drain(..folded_before);
-    Ok(ReplayReport { from, folded_before, rounds })
+    Ok(ReplayReport { from, folded_before, rounds, bases })
 }
 
 /// Folds the state after `round` again, from the last kept one before it, into `scratch`.
@@ -280,7 +284,7 @@ fn replay_pass(
         tensors: tensors.clone(),
         rounds,
         pool: &pool,
-        path: options.fold.path,
+        engine: Engine::Cpu(options.fold.path),
     };
     fold(&job, &mut compare, progress)?;
     progress.end();

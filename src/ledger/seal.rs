@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
-    fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    fold::{Engine, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
     intake::dispose::{Expected, accepted, dispose},
     plan::{plan, planned_bytes},
     seal::{Disposed, Folded, Planned},
@@ -230,7 +230,7 @@ fn fold_round(
             skipped: None,
         }],
         pool: &pool,
-        path: options.path,
+        engine: Engine::Cpu(options.path),
     };
     progress.begin("fold", layout.tensors.iter().map(|t| t.grid.rows * t.grid.columns * 4).sum());
     fold(&job, &mut output, progress)?;

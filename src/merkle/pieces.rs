@@ -66,12 +66,55 @@ impl PieceHasher {
         self.rest.extend_from_slice(&bytes[whole..]);
     }
 
+    /// Takes the next bytes by what was made of them elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// If the part does not start where the bytes so far end.
+    pub fn append(&mut self, part: PiecePart) {
+        let PiecePart { offset, bytes, head, digests, tail } = part;
+        assert_eq!(self.bytes, offset, "parts are appended in order");
+        self.update(&head);
+        assert!(digests.is_empty() || self.rest.is_empty(), "whole pieces start where one does");
+        self.digests.extend(digests);
+        self.rest.extend_from_slice(&tail);
+        self.bytes = offset + bytes;
+    }
+
     /// The identity of all bytes taken, and the digests of their pieces.
     pub fn finish(mut self) -> Pieces {
         hash_pieces(&self.rest, PIECE, &mut self.digests);
         let digests: Vec<_> = self.digests.into_iter().map(Digest).collect();
         let artifact = ArtifactId { root: artifact_root(&digests), bytes: self.bytes };
         Pieces { artifact, digests }
+    }
+}
+
+/// A run of an artifact's bytes, hashed for itself: whole pieces as digests, the ends as they are. In
+/// order, parts make a [`PieceHasher`]'s whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PiecePart {
+    /// Where it starts.
+    offset: u64,
+    /// How long it is.
+    bytes: u64,
+    /// Up to where its first piece starts; shorter than a piece.
+    head: Vec<u8>,
+    digests: Vec<[u8; 32]>,
+    /// After its last whole piece; shorter than a piece.
+    tail: Vec<u8>,
+}
+
+impl PiecePart {
+    /// Of the bytes from `offset` on. Parallel as [`hash_pieces`].
+    pub fn of(offset: u64, bytes: &[u8]) -> Self {
+        let to_piece = (offset.next_multiple_of(PIECE_BYTES) - offset) as usize;
+        let (head, rest) = bytes.split_at(to_piece.min(bytes.len()));
+        let (whole, tail) = rest.split_at(rest.len() - rest.len() % PIECE);
+        let mut digests = Vec::new();
+        hash_pieces(whole, PIECE, &mut digests);
+        let (head, tail) = (head.to_vec(), tail.to_vec());
+        Self { offset, bytes: bytes.len() as u64, head, digests, tail }
     }
 }
 
@@ -239,6 +282,11 @@ mod tests {
                 hasher.update(&bytes[pair[0]..pair[1]]);
             }
             prop_assert_eq!(hasher.finish(), Pieces::of(&bytes));
+            let mut joined = PieceHasher::new();
+            for pair in cuts.windows(2) {
+                joined.append(PiecePart::of(pair[0] as u64, &bytes[pair[0]..pair[1]]));
+            }
+            prop_assert_eq!(joined.finish(), Pieces::of(&bytes));
         }
     }
 }

@@ -16,7 +16,7 @@ use super::{
         delta::DeltaSegments,
         place::delta as delta_dir,
         tensor::{self, TensorSegment, TensorWriter},
-        verified::VerifiedReader,
+        verified::{UncheckedPieces, VerifiedReader},
     },
 };
 use crate::{
@@ -63,22 +63,48 @@ impl ArtifactReader {
         self.reader.seek_to(offset).map_err(|error| named(&self.what, error))
     }
 
-    /// Reads and checks what is left.
+    /// As [`ArtifactReader::read_exact`], but whole pieces are left for another to check, and the system
+    /// is asked to read ahead.
+    ///
+    /// # Errors
+    ///
+    /// As [`ArtifactReader::read_exact`], for the parts of pieces at both ends.
+    pub fn fetch(&mut self, buffer: &mut [u8]) -> Result<Unchecked, StoreError> {
+        let pieces = self.reader.fetch(buffer).map_err(|error| named(&self.what, error))?;
+        Ok(Unchecked { what: self.what.clone(), pieces })
+    }
+
+    /// Reads as many pieces at once where less is asked for, within 1 to 16.
+    pub fn hold(&mut self, pieces: usize) {
+        self.reader.hold(pieces);
+    }
+
+    /// Reads and checks what is left, in parallel on the current rayon pool.
     ///
     /// # Errors
     ///
     /// As [`ArtifactReader::read_exact`].
     pub fn verify_to_end(&mut self, progress: &dyn Progress) -> Result<(), StoreError> {
-        let mut buffer = Vec::new();
-        loop {
-            let left = self.reader.len() - self.reader.position();
-            if left == 0 {
-                return Ok(());
-            }
-            buffer.resize(small(left.min(CHUNK_BYTES)), 0);
-            self.read_exact(&mut buffer)?;
-            progress.advance(buffer.len() as u64);
-        }
+        let verified = self.reader.verify_to_end(&|bytes| progress.advance(bytes));
+        verified.map_err(|error| named(&self.what, error))
+    }
+}
+
+/// Pieces that were read and not yet compared with their digests.
+#[must_use = "the bytes mean nothing before they are checked"]
+pub struct Unchecked {
+    what: String,
+    pieces: UncheckedPieces,
+}
+
+impl Unchecked {
+    /// Compares them; `buffer` is what was read. Parallel on the current rayon pool.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Piece`] names the first piece that is not what its root says.
+    pub fn check(&self, buffer: &[u8]) -> Result<(), StoreError> {
+        self.pieces.check(buffer).map_err(|error| named(&self.what, error))
     }
 }
 

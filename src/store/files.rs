@@ -6,6 +6,8 @@
 use std::{
     fs,
     io::{self, Write},
+    num::NonZeroU64,
+    ops::Range,
     os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::Arc,
@@ -128,6 +130,10 @@ pub trait ReadFile: Send + Sync {
     /// [`io::ErrorKind::UnexpectedEof`] if the file ends before.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
 
+    /// Says that the bytes in `range` will be read soon, so that the system can begin. Nothing comes of it
+    /// but speed.
+    fn will_need(&self, _range: Range<u64>) {}
+
     /// What tells this file from others that had its name or will have it: of files that are replaced
     /// by renaming, no two have the same. A place that cannot tell says the same of all.
     ///
@@ -165,6 +171,13 @@ impl ReadFile for fs::File {
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         FileExt::read_exact_at(self, buffer, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn will_need(&self, range: Range<u64>) {
+        let bytes = NonZeroU64::new(range.end.saturating_sub(range.start));
+        // A system that does not want to know reads when it is asked.
+        let _ = rustix::fs::fadvise(self, range.start, bytes, rustix::fs::Advice::WillNeed);
     }
 
     fn stamp(&self) -> io::Result<[u64; 3]> {
@@ -307,6 +320,12 @@ impl ReadFile for Reopened {
         self.files.open(&self.path)?.read_exact_at(buffer, offset)
     }
 
+    fn will_need(&self, range: Range<u64>) {
+        if let Ok(file) = self.files.open(&self.path) {
+            file.will_need(range);
+        }
+    }
+
     fn is_secret(&self) -> io::Result<bool> {
         self.files.open(&self.path)?.is_secret()
     }
@@ -357,6 +376,20 @@ impl Files for Reopening {
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
         self.0.free_bytes(path)
     }
+}
+
+/// Has the system forget what it keeps of a file in memory, as far as it can, so that what is read next
+/// comes from the disk: for measuring.
+///
+/// # Errors
+///
+/// The operating system's.
+pub fn forget(path: &Path) -> io::Result<()> {
+    let file = fs::File::open(path)?;
+    file.sync_all()?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed)?;
+    Ok(())
 }
 
 /// Writes a small file whole: beside its place, synced, renamed over it, the directory synced.

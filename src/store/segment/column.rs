@@ -129,6 +129,13 @@ impl LogicalBytes for FixedColumn {
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SegmentError> {
         self.read_from(&*self.file, offset, buffer)
     }
+
+    fn will_need(&self, range: Range<u64>) {
+        let end = range.end.min(self.bytes);
+        if range.start < end {
+            self.file.will_need(self.span(range.start, end - range.start));
+        }
+    }
 }
 
 /// The values of a required column of text in a small file, all of whose bytes are at hand.

@@ -25,7 +25,7 @@ mod table;
 pub mod tensor;
 pub mod verified;
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 pub use column::FixedColumn;
 pub use error::SegmentError;
@@ -44,6 +44,9 @@ pub trait LogicalBytes: Send + Sync {
     /// [`SegmentError::Range`] beyond the end; [`SegmentError::Io`]. What is in `buffer` then means
     /// nothing.
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SegmentError>;
+
+    /// Says that the bytes in `range` will be read soon. Nothing comes of it but speed.
+    fn will_need(&self, _range: Range<u64>) {}
 }
 
 impl LogicalBytes for Vec<u8> {

@@ -1,6 +1,9 @@
 //! The values of one tensor: one column, one page a piece.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use super::{
     LogicalBytes,
@@ -174,5 +177,9 @@ impl LogicalBytes for TensorSegment {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), SegmentError> {
         self.values.read_at(offset, buffer)
+    }
+
+    fn will_need(&self, range: Range<u64>) {
+        self.values.will_need(range);
     }
 }
