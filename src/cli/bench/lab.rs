@@ -8,9 +8,7 @@ use std::{
 };
 
 use gradledger_kernels::{
-    Divisor, Step,
-    bytes::of_f32,
-    cpu,
+    Divisor, Step, bytes as f32_bytes, cpu,
     made_up::Round,
     rates::{COLUMNS, MINERS_MAX, STRIP},
 };
