@@ -16,8 +16,9 @@ mod compile;
 mod error;
 mod lane;
 pub mod launch;
+pub mod rates;
 
-use std::{ffi, path::Path, ptr, sync::Arc};
+use std::{ffi, fmt, path::Path, ptr, sync::Arc};
 
 use cudarc::{
     driver::{CudaContext, CudaFunction, DriverError, result as driver, sys},
@@ -60,6 +61,12 @@ pub struct Description {
     pub architecture: String,
     /// SHA-256 of sources, flags and architecture.
     pub source: Digest32,
+}
+
+impl fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.description.fmt(f)
+    }
 }
 
 impl Gpu {

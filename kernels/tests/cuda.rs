@@ -10,7 +10,7 @@
 mod common;
 mod emulator;
 
-use std::{process::Command, sync::Arc};
+use std::process::Command;
 
 use common::{Case, Random, random_band, random_k, same_bits};
 use gradledger_kernels::{
@@ -75,13 +75,13 @@ fn nvrtc_compiles_the_kernels_once() {
 // ---- on a card ----
 
 /// The first card, or nothing, which is said.
-fn card() -> Option<Arc<Gpu>> {
+fn card() -> Option<Gpu> {
     match cuda::devices() {
         Ok(count) if count > 0 => {
             let cache = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("cuda-cache");
             let gpu = Gpu::open(0, Some(&cache)).unwrap();
             println!("on {:?}", gpu.description());
-            Some(Arc::new(gpu))
+            Some(gpu)
         }
         none => {
             println!("SKIPPED: no card here: {none:?}");
@@ -91,9 +91,9 @@ fn card() -> Option<Arc<Gpu>> {
 }
 
 /// Several lanes with launches of every kind, among them such as are no multiple of a warp.
-fn lanes(gpu: &Arc<Gpu>) -> Vec<Lane> {
+fn lanes(gpu: &Gpu) -> Vec<Lane<'_>> {
     [(256, 128, 256), (32, 32, 32), (1024, 1024, 1024), (250, 33, 7), (1, 1, 1)]
-        .map(|(fold, hash, tree)| Lane::new(gpu.clone(), Threads { fold, hash, tree }).unwrap())
+        .map(|(fold, hash, tree)| Lane::new(gpu, Threads { fold, hash, tree }).unwrap())
         .into()
 }
 
@@ -156,7 +156,7 @@ impl Rounds {
     }
 
     /// Runs it on each lane, whose memory and output hold nonsense before.
-    fn agree(&self, lanes: &mut [Lane], label: &str) -> Result<(), KernelError> {
+    fn agree(&self, lanes: &mut [Lane<'_>], label: &str) -> Result<(), KernelError> {
         let expected = self.expected();
         let band = self.cases[0].band;
         for (number, lane) in lanes.iter_mut().enumerate() {
@@ -164,7 +164,7 @@ impl Rounds {
             lane.poison(0x5a).unwrap();
             let mut state = self.cases[0].state.clone();
             let made = match lane.fold(&band, self.span, &self.rounds(), &mut state, true) {
-                Err(CudaError::Kernel(error)) => Err(error),
+                Err(CudaError::Kernel { source, .. }) => Err(source),
                 made => Ok(made.unwrap()),
             };
             let Ok((expected, next)) = &expected else {
@@ -312,9 +312,14 @@ fn card_refuses_lengths_as_the_reference_does() {
     let span = Span { offset: 0, last: true };
     let mut state = case.state.clone();
     let refused = lanes(&gpu)[0].fold(&band, span, &[round], &mut state, true);
-    assert!(matches!(&refused, Err(CudaError::Kernel(error)) if Err(error.clone()) == expected));
+    assert!(
+        matches!(&refused, Err(CudaError::Kernel { round: 0, source }) if Err(source.clone()) == expected)
+    );
     let refused = lanes(&gpu)[0].fold(&band, span, &[], &mut state[1..], true);
-    assert!(matches!(refused, Err(CudaError::Kernel(KernelError::StateLength { .. }))));
+    assert!(matches!(
+        refused,
+        Err(CudaError::Kernel { source: KernelError::StateLength { .. }, .. })
+    ));
 }
 
 #[test]
@@ -352,7 +357,7 @@ fn card_lanes_do_not_disturb_each_other() {
     let Some(gpu) = card() else { return };
     std::thread::scope(|scope| {
         for (number, mut lane) in lanes(&gpu).into_iter().enumerate() {
-            let gpu = gpu.clone();
+            let gpu = &gpu;
             scope.spawn(move || {
                 for seed in 0..cases(6) {
                     let mut random = Random::new(seed * 10 + number as u64);

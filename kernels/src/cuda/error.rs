@@ -78,9 +78,14 @@ pub enum CudaError {
         /// What the driver says.
         text: String,
     },
-    /// The rows break the codec's rules.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
+    /// The rows break the codec's rules, or lengths do not fit.
+    #[error("round {round}: {source}")]
+    Kernel {
+        /// Which of the rounds given.
+        round: usize,
+        /// What is wrong.
+        source: KernelError,
+    },
     /// The card reported a fault of the rows where the processor sees none.
     #[error(
         "cuda:{ordinal} found a fault in block {block} where there is none: its memory or its work is not to be trusted"

@@ -76,20 +76,20 @@ impl Default for Threads {
 }
 
 /// A queue of work on a card, with memory of its own there.
-pub struct Lane {
-    gpu: Arc<Gpu>,
+pub struct Lane<'g> {
+    gpu: &'g Gpu,
     stream: Arc<CudaStream>,
     memory: Option<CudaSlice<u8>>,
     threads: Threads,
 }
 
-impl Lane {
+impl<'g> Lane<'g> {
     /// A lane without memory yet.
     ///
     /// # Errors
     ///
     /// [`CudaError::Failed`].
-    pub fn new(gpu: Arc<Gpu>, threads: Threads) -> Result<Self, CudaError> {
+    pub fn new(gpu: &'g Gpu, threads: Threads) -> Result<Self, CudaError> {
         let stream = gpu.context.new_stream().map_err(|error| gpu.failed(error))?;
         Ok(Self { gpu, stream, memory: None, threads })
     }
@@ -138,7 +138,7 @@ impl Lane {
         band: &Band,
         rounds: &[Round<'_>],
         state: &[f32],
-    ) -> Result<Held<'l>, CudaError> {
+    ) -> Result<Held<'l, 'g>, CudaError> {
         let held = self.take(band, Span { offset: 0, last: true }, rounds, state)?;
         held.wait()?;
         Ok(held)
@@ -183,11 +183,13 @@ impl Lane {
         span: Span,
         rounds: &[Round<'_>],
         state: &[f32],
-    ) -> Result<Held<'l>, CudaError> {
-        check::state(band, state)?;
-        for round in rounds {
-            check::lengths(band, &round.contributions)?;
+    ) -> Result<Held<'l, 'g>, CudaError> {
+        let refused = |round| move |source| CudaError::Kernel { round, source };
+        band.validate().map_err(refused(0))?;
+        for (number, round) in rounds.iter().enumerate() {
+            check::lengths(band, &round.contributions).map_err(refused(number))?;
         }
+        check::state(band, state).map_err(refused(0))?;
         let plan = Plan::new(band, span, rounds);
         let start = self.reserve(plan.bytes)?;
         let mut held = Held { lane: self, plan, start, uploads: Vec::new() };
@@ -256,7 +258,7 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl Drop for Lane<'_> {
     fn drop(&mut self) {
         let _ = self.wait();
     }
@@ -384,8 +386,8 @@ struct Fetched {
 }
 
 /// A band and its rounds on a card.
-pub struct Held<'l> {
-    lane: &'l mut Lane,
+pub struct Held<'l, 'g> {
+    lane: &'l mut Lane<'g>,
     plan: Plan,
     /// The address of the lane's memory.
     start: u64,
@@ -393,7 +395,7 @@ pub struct Held<'l> {
     uploads: Vec<Vec<u8>>,
 }
 
-impl Held<'_> {
+impl Held<'_, '_> {
     /// Applies a round to the state as it is now.
     ///
     /// # Errors
@@ -412,13 +414,27 @@ impl Held<'_> {
         self.queue_hash(round)
     }
 
+    /// Copies the state in again.
+    ///
+    /// # Errors
+    ///
+    /// What befalls a card.
+    pub fn set_state(&mut self, state: &[f32]) -> Result<(), CudaError> {
+        let fits = check::state(&self.plan.band, state);
+        fits.map_err(|source| CudaError::Kernel { round: 0, source })?;
+        let queued = self.lane.copy_in(0, f32_bytes::of_f32(state));
+        self.wait()?;
+        queued
+    }
+
     /// Copies the state back.
     ///
     /// # Errors
     ///
     /// What befalls a card.
     pub fn state(&mut self, state: &mut [f32]) -> Result<(), CudaError> {
-        check::state(&self.plan.band, state)?;
+        let fits = check::state(&self.plan.band, state);
+        fits.map_err(|source| CudaError::Kernel { round: 0, source })?;
         let queued = self.fetch_state(state);
         self.wait()?;
         queued
@@ -550,9 +566,10 @@ impl Held<'_> {
 
     /// Names the fault of the first round that has one.
     fn fault(&self, rounds: &[Round<'_>], out: &Fetched) -> Result<(), CudaError> {
-        for (round, [_, _, block]) in rounds.iter().zip(out.found()) {
+        for (number, [_, _, block]) in out.found().enumerate() {
             if block != NONE {
-                check::indices(&self.plan.band, &round.contributions)?;
+                check::indices(&self.plan.band, &rounds[number].contributions)
+                    .map_err(|source| CudaError::Kernel { round: number, source })?;
                 let ordinal = self.lane.gpu.description.ordinal;
                 return Err(CudaError::Mistaken { ordinal, block });
             }
@@ -583,7 +600,7 @@ impl Held<'_> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for Held<'_, '_> {
     fn drop(&mut self) {
         // What is borrowed and what is kept here may still be copied from.
         let _ = self.wait();
