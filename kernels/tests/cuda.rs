@@ -263,7 +263,7 @@ fn card_agrees_on_full_blocks_and_every_shape() {
 fn card_names_the_fault_that_the_reference_names() {
     let Some(gpu) = card() else { return };
     let mut lanes = lanes(&gpu);
-    let mut refused = 0;
+    let mut refused = 0u64;
     for seed in 0..cases(60) {
         let mut random = Random::new(1000 + seed);
         let band = random_band(&mut random, 2_000);
@@ -277,9 +277,9 @@ fn card_names_the_fault_that_the_reference_names() {
                 sent.index[at] = random.bits() as u8;
             }
         }
-        refused += u32::from(rounds.agree(&mut lanes, &format!("seed {seed}")).is_err());
+        refused += u64::from(rounds.agree(&mut lanes, &format!("seed {seed}")).is_err());
     }
-    assert!(refused > 10, "{refused} of the cases have a fault");
+    assert!(6 * refused > cases(60), "{refused} of the cases have a fault");
 }
 
 #[test]
