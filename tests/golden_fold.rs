@@ -8,6 +8,9 @@
 
 mod common;
 
+#[path = "../kernels/tests/emulator/mod.rs"]
+mod emulator;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -116,7 +119,8 @@ fn seal_one(ledger: &Path, round: &Value, from: &Gradients<'_>, path: cpu::Path)
         Gradients::Aggregator(_) => None,
     };
     import_templar(&mut writer, number, from, peers, &Silent).unwrap();
-    seal(&mut writer, number, FoldOptions { threads: 2, path }, &Silent).unwrap()
+    seal(&mut writer, number, FoldOptions { threads: 2, path, ..FoldOptions::default() }, &Silent)
+        .unwrap()
 }
 
 /// `0x1.8p-3`, `inf`, `nan` as Python writes them.
@@ -330,6 +334,20 @@ fn aggregator(dir: &Path) -> Option<PathBuf> {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).find(named)
 }
 
+/// The program replays on an emulated card; skipped, saying so, where there is no C++ compiler.
+fn replays_on_a_card(ledger: &Path, first: u64, last: u64) {
+    let Some(libraries) = emulator::libraries(env!("CARGO_TARGET_TMPDIR")) else { return };
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_gradledger"))
+        .args(["replay", "--device", "cuda:0", "--round", &format!("{first}..{last}")])
+        .arg(ledger)
+        .env("LD_LIBRARY_PATH", libraries)
+        .env("XDG_CACHE_HOME", libraries)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.stdout.starts_with(b"folded on cuda:0\n"));
+}
+
 #[test]
 fn golden_rounds_replay_to_the_same_roots() {
     for case in cases() {
@@ -343,12 +361,13 @@ fn golden_rounds_replay_to_the_same_roots() {
         let (first, last) = (of(case.rounds().first()), of(case.rounds().last()));
         for path in cpu::Path::available() {
             for threads in [1, 3] {
-                let fold = FoldOptions { threads, path };
+                let fold = FoldOptions { threads, path, ..FoldOptions::default() };
                 let options = ReplayOptions { rounds: first..=last, tensor: None, fold };
                 let report = replay(&opened, &options, &Silent).unwrap();
                 assert_eq!(report.rounds.len(), case.rounds().len());
             }
         }
+        replays_on_a_card(ledger.path(), first, last);
         for tensor in opened.layout().unwrap().tensors {
             let fold = FoldOptions::default();
             let options = ReplayOptions { rounds: last..=last, tensor: Some(tensor.name), fold };

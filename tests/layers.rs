@@ -217,3 +217,16 @@ fn unsafe_lives_in_the_kernels_alone() {
         assert!(!text.contains("unsafe "), "src/{name} has unsafe code");
     }
 }
+
+/// The kernels' package has a list of its own: NVIDIA's libraries are called from one room.
+#[test]
+fn cudarc_lives_in_the_room_of_the_card() {
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/src");
+    let mut found = Vec::new();
+    sources(&kernels, &mut found);
+    let uses = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("use cudarc");
+    let users: Vec<_> = found.into_iter().filter(uses).collect();
+    let home =
+        |path: &PathBuf| path.strip_prefix(&kernels).unwrap().to_str().unwrap().starts_with("cuda");
+    assert!(!users.is_empty() && users.iter().all(home), "{users:#?}");
+}

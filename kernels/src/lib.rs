@@ -1,13 +1,13 @@
 //! The arithmetic and the hashing of gradledger: slices and numbers only.
 //!
-//! The steps above (`intake`, `plan`, `fold`, `audit`) hand in slices; nothing here opens a file,
-//! knows a name or keeps state between calls. Two machines must get the same bits from the same
+//! The steps above (`intake`, `plan`, `fold`, `audit`) hand in slices; nothing here opens a file (but
+//! that of the card's compiled kernels), knows a name or keeps state between calls. Two machines must get the same bits from the same
 //! slices, so each thing has one plain definition and, where speed matters, fast copies that equal
 //! it bit for bit:
 //!
 //! - [`band`] what a fold works on: a run of blocks, what miners sent for it, how to step.
 //! - [`reference`](mod@reference) the meaning of a fold, element by element; [`cpu`] the same bits,
-//!   fast.
+//!   fast; [`cuda`] the same on a card.
 //! - [`check`] the one place that decides which fault of an input is reported, for every copy.
 //! - [`norm`], [`clip`], [`levels`] from a miner's codes to the numbers its codes stand for.
 //! - [`codes`] packed codes and 12-bit indices; [`widen`] bf16 and f16; [`bytes`] f32 as logical
@@ -24,7 +24,7 @@
 //! Trust: index, code and level bytes are hostile. They can cost an `Err`, never a panic or an
 //! access out of bounds. Lengths that the caller derives from its own shapes are asserted or
 //! answered with an `Err`, as each function says. `unsafe` is used for vector instructions,
-//! prefetching and viewing bytes as f32 and the other way, nowhere else.
+//! prefetching, viewing bytes as f32 and the other way, and calling NVIDIA's libraries.
 //!
 //! Threads: what is parallel uses the current rayon pool (`pool.install(|| ...)` chooses it).
 
@@ -34,6 +34,7 @@ pub mod check;
 pub mod clip;
 pub mod codes;
 pub mod cpu;
+pub mod cuda;
 pub mod error;
 pub mod feedback;
 pub mod floor;

@@ -12,6 +12,8 @@ const HUGE: usize = 2 << 20;
 
 /// f32 values, zero at first, that begin with a page.
 pub struct Floats {
+    /// What has to go before the memory does.
+    kept: Option<Box<dyn Send + Sync>>,
     map: MmapMut,
     start: usize,
     length: usize,
@@ -29,7 +31,12 @@ impl Floats {
         // A system without huge pages is slower, no more.
         let _ = map.advise(Advice::HugePage);
         let start = map.as_ptr().align_offset(HUGE);
-        Ok(Self { map, start, length })
+        Ok(Self { kept: None, map, start, length })
+    }
+
+    /// Drops `held` before the memory goes, such as a lock on its pages.
+    pub fn keep(&mut self, held: Box<dyn Send + Sync>) {
+        self.kept = Some(held);
     }
 }
 

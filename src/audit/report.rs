@@ -159,6 +159,8 @@ pub struct RunView {
     pub host: String,
     /// Threads of the arithmetic; 0 means one a core.
     pub threads: usize,
+    /// What folded the rounds that were replayed: `cpu`, or a card such as `cuda:0`.
+    pub device: String,
 }
 
 impl Report {

@@ -14,7 +14,7 @@ use crate::{
         run::{AnchorOptions, AuditOptions, audit as audit_ledger},
         sample::PIECES_MAX,
     },
-    ledger::{Ledger, anchored::AnchorTrust, seal::FoldOptions, submit::Receipt},
+    ledger::{Ledger, anchored::AnchorTrust, submit::Receipt},
     store::{
         files::{Disk, create_dir_durable, read_whole, write_whole},
         place::Place,
@@ -23,7 +23,7 @@ use crate::{
 };
 
 use super::{
-    FoldArgs, RoundRange,
+    DeviceArgs, FoldArgs, RoundRange,
     anchor::{AnchorTrustArgs, anchors_text},
     exit::CliError,
     output::{document, print},
@@ -75,6 +75,8 @@ pub struct AuditArgs {
     report: Option<PathBuf>,
     #[command(flatten)]
     fold: FoldArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -111,7 +113,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
             included: args.anchor.included(),
             blocks: args.anchor.blocks(),
         },
-        fold: FoldOptions::from(&args.fold),
+        fold: args.device.device.options(&args.fold)?,
     };
     let (started, clock) = (SystemTime::now(), Instant::now());
     let mut report = audit_ledger(place.files.clone(), &place.root, &options, &trust, progress)?;
@@ -122,6 +124,7 @@ pub fn audit(args: &AuditArgs, progress: &dyn Progress) -> Result<(), CliError> 
         host: std::fs::read_to_string("/proc/sys/kernel/hostname")
             .map_or_else(|_| String::new(), |name| name.trim().to_owned()),
         threads: args.fold.threads,
+        device: args.device.device.to_string(),
     });
     if let Some(path) = &args.report {
         let io = |source| CliError::Io { path: path.clone(), source };

@@ -50,6 +50,7 @@ use crate::{
 use super::{
     DiffArgs, DtypeName, ExportArgs, FoldArgs, FsckArgs, ImportTemplarArgs, InitArgs, LogArgs,
     MeanName, NormName, ReplayArgs, RotateKeyArgs, RuleName, SealArgs, ShowArgs, WriterArgs,
+    device::Device,
     exit::CliError,
     output::{print, size},
     progress::say,
@@ -208,8 +209,16 @@ pub(super) fn import_text(report: &ImportReport) -> String {
 }
 
 pub fn seal(args: &SealArgs, progress: &dyn Progress) -> Done {
+    let device = args.device.device;
+    let options = device.options(&args.fold)?;
     let report = match open_writer(&args.ledger, &args.writer) {
-        Ok(mut writer) => seal_round(&mut writer, args.round, (&args.fold).into(), progress)?,
+        Ok(mut writer) => seal_round(&mut writer, args.round, options, progress)?,
+        Err(CliError::Ledger(LedgerError::Locked(LockError::Held { .. })))
+            if options.gpu.is_some() =>
+        {
+            let reason = format!("it seals on its own processor, not on {device}");
+            return Err(CliError::NotSealed { reason });
+        }
         Err(CliError::Ledger(locked @ LedgerError::Locked(LockError::Held { .. }))) => {
             seal_served(args, locked)?
         }
@@ -259,14 +268,23 @@ fn whose(uid: Option<u16>, miner: Option<Digest>) -> String {
 
 pub fn replay(args: &ReplayArgs, progress: &dyn Progress) -> Done {
     let ledger = args.source.open()?;
-    let options = ReplayOptions {
-        rounds: args.round.first..=args.round.last,
-        tensor: args.tensor.clone(),
-        fold: (&args.fold).into(),
-    };
-    let report = replay_rounds(&ledger, &options, progress)?;
+    let devices = args.device.iter().map(|device| device.options(&args.fold));
+    let mut reports = Vec::new();
+    for fold in devices.collect::<Result<Vec<_>, _>>()? {
+        let rounds = args.round.first..=args.round.last;
+        let options = ReplayOptions { rounds, tensor: args.tensor.clone(), fold };
+        reports.push(replay_rounds(&ledger, &options, progress)?);
+    }
+    // Each came to the sealed roots, or it would have failed.
+    let others: Vec<_> = reports.drain(1..).flat_map(|report| report.folded_on).collect();
+    let mut report = reports.pop().expect("a device is named");
+    report.folded_on.extend(others);
     print(args.json, &report, || {
         let mut text = String::new();
+        if args.device.iter().any(|&device| device != Device::Cpu) {
+            let names: Vec<_> = args.device.iter().map(ToString::to_string).collect();
+            let _ = writeln!(text, "folded on {}", names.join(" and on "));
+        }
         for round in &report.rounds {
             let (n, miners, tensors) = (round.round, round.miners, round.tensors);
             let _ = writeln!(

@@ -38,6 +38,8 @@ pub enum CliError {
     Import(#[from] ImportError),
     #[error(transparent)]
     Delta(#[from] DeltaError),
+    #[error(transparent)]
+    Cuda(#[from] gradledger_kernels::cuda::CudaError),
     #[error("a checkpoint has no rounds: give --round")]
     NoRound,
     #[error("{option} {given} is not the ledger's, which is {ours}; leave it out")]

@@ -10,6 +10,7 @@ mod bench;
 mod commands;
 mod delta;
 mod demo;
+mod device;
 mod dispute;
 mod doctor;
 mod exit;
@@ -343,6 +344,13 @@ struct FoldArgs {
 }
 
 #[derive(Debug, Args)]
+struct DeviceArgs {
+    /// Where the arithmetic runs: cpu, or a card such as cuda:0.
+    #[arg(long, default_value = "cpu", env = "GRADLEDGER_DEVICE")]
+    device: device::Device,
+}
+
+#[derive(Debug, Args)]
 struct SealArgs {
     /// The ledger.
     ledger: PathBuf,
@@ -353,6 +361,8 @@ struct SealArgs {
     writer: WriterArgs,
     #[command(flatten)]
     fold: FoldArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -370,6 +380,10 @@ struct ReplayArgs {
     tensor: Option<String>,
     #[command(flatten)]
     fold: FoldArgs,
+    /// Where the arithmetic runs: cpu, or a card such as cuda:0; several, as cpu,cuda:0, replay one
+    /// after the other.
+    #[arg(long, default_value = "cpu", value_delimiter = ',', env = "GRADLEDGER_DEVICE")]
+    device: Vec<device::Device>,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,

@@ -10,17 +10,18 @@ use std::sync::mpsc::{Receiver, Sender};
 use gradledger_kernels::{Contribution, Findings, KernelError, bytes as f32_bytes, cpu};
 
 use super::{
-    At, Engine, FoldError, FoldJob, Folded, FoldedRound, Loaded, Numbered, RoundFold, small,
+    At, FoldError, FoldJob, Folded, FoldedRound, Loaded, Numbered, Parts, RoundFold, contributions,
+    moved,
 };
 use crate::merkle::pieces::PiecePart;
 
 /// Folds every band that comes and hands it on.
 pub(super) fn compute(
     job: &FoldJob<'_>,
+    path: cpu::Path,
     from: &Receiver<Numbered<Loaded>>,
     to: &Sender<Numbered<Folded>>,
 ) {
-    let Engine::Cpu(path) = job.engine;
     job.pool.in_place_scope_fifo(|scope| {
         for (number, loaded) in from {
             let to = to.clone();
@@ -39,23 +40,15 @@ fn fold_band(job: &FoldJob<'_>, path: cpu::Path, loaded: Loaded) -> Result<Folde
     let (_, tensor) = job.tensors[tensor];
     let cut = job.cut(tensor);
     let first_element = first_unit * cut.unit_elements;
-    let rows = std::mem::take(&mut room.rows);
-    let state = room.state(small(units * cut.unit_elements))?;
+    let Parts { state, rows } = room.parts(job, &cut, units)?;
+    let sent = contributions(&levels, rows, cut.row_bytes(units));
     unchecked.check(f32_bytes::of_f32(state))?;
     let mut rounds = Vec::with_capacity(job.rounds.len());
-    for (number, (round, (rows, levels))) in
-        job.rounds.iter().zip(rows.iter().zip(&*levels)).enumerate()
-    {
-        let contributions: Vec<_> = rows
-            .iter()
-            .zip(levels)
-            .map(|(rows, levels)| Contribution { index: &rows.index, code: &rows.code, levels })
-            .collect();
-        let claimed = round.skipped.is_some_and(|s| s.contains_key(&(tensor.position as u64)));
-        let found = if claimed {
-            look(path, &cut.band(units), &contributions, round, state)
+    for (number, (round, sent)) in job.rounds.iter().zip(&sent).enumerate() {
+        let found = if round.claims(tensor) {
+            look(path, &cut.band(units), sent, round, state)
         } else {
-            apply(path, &cut.band(units), &contributions, round, state)
+            apply(path, &cut.band(units), sent, round, state)
         };
         let found = found.map_err(|source| FoldError::Kernel {
             tensor: tensor.name.clone(),
@@ -63,14 +56,10 @@ fn fold_band(job: &FoldJob<'_>, path: cpu::Path, loaded: Loaded) -> Result<Folde
             first_block: first_unit * cut.unit_blocks,
             source,
         })?;
-        let findings = Findings {
-            delta_non_finite: found.delta_non_finite.map(|e| e + first_element),
-            next_non_finite: found.next_non_finite.map(|e| e + first_element),
-        };
+        let findings = moved(found, first_element);
         let pieces = PiecePart::of(4 * first_element, f32_bytes::of_f32(state));
         rounds.push(FoldedRound { pieces, findings });
     }
-    room.rows = rows;
     Ok(Folded { at, room, rounds })
 }
 

@@ -2,7 +2,7 @@
 
 use gradledger_kernels::{Band, sha256::TASK_PIECES};
 
-use super::small;
+use super::{RowBytes, small};
 use crate::{codec::layout::TensorLayout, types::manifest::PIECE_BYTES};
 
 /// Rows of blocks that are folded at once: some of a tensor's `units`.
@@ -44,6 +44,15 @@ impl<'a> Cut<'a> {
     /// Bytes of state and rows of a band.
     pub(super) fn band_bytes(&self) -> u64 {
         self.units_per_band.min(self.units()) * self.unit_bytes
+    }
+
+    /// Bytes of a miner's rows of `units` units.
+    pub(super) fn row_bytes(&self, units: u64) -> RowBytes {
+        let blocks = units * self.unit_blocks;
+        RowBytes {
+            index: small(blocks * self.tensor.index_bytes_per_block()),
+            code: small(blocks * self.tensor.code_bytes_per_block()),
+        }
     }
 
     /// First unit and number of units of each band, and whether it is the last.

@@ -7,7 +7,7 @@ use std::sync::{
 
 use gradledger_kernels::{bytes as f32_bytes, levels::levels};
 
-use super::{At, FoldError, FoldJob, Levels, Loaded, Numbered, Room, RoundFold, Rows, small};
+use super::{At, FoldError, FoldJob, Levels, Loaded, Numbered, Room, RoundFold};
 use crate::{
     codec::{
         book::Book,
@@ -61,14 +61,14 @@ fn load_tensor(
     let levels = Arc::new(levels_of(job, planned, tensor)?);
     for (first_unit, units, last) in cut.bands() {
         let Ok(mut room) = spare.recv() else { return Ok(false) };
-        let state = room.state(small(units * cut.unit_elements))?;
-        let unchecked = base.fetch(f32_bytes::of_f32_mut(state))?;
-        room.rows.resize_with(streams.len(), Vec::new);
-        for (rows, streams) in room.rows.iter_mut().zip(&mut streams) {
-            rows.resize_with(streams.len(), Rows::default);
-            for (rows, stream) in rows.iter_mut().zip(streams) {
-                stream.rows(tensor, units * cut.unit_blocks, rows)?;
-            }
+        let parts = room.parts(job, &cut, units)?;
+        let unchecked = base.fetch(f32_bytes::of_f32_mut(parts.state))?;
+        let bytes = cut.row_bytes(units);
+        let rows = parts.rows.chunks_exact_mut(bytes.total());
+        for (rows, stream) in rows.zip(streams.iter_mut().flatten()) {
+            let (index, code) = rows.split_at_mut(bytes.index);
+            stream.index.read_exact(index)?;
+            stream.code.read_exact(code)?;
         }
         let at = At { tensor: at, first_unit, units, last };
         if !hand_on(Loaded { at, room, unchecked, levels: levels.clone() }) {
@@ -102,19 +102,6 @@ impl Streams {
             Ok(reader)
         };
         Ok(Self { index: open(DeltaGroup::Index)?, code: open(DeltaGroup::Code)? })
-    }
-
-    /// The rows of the next blocks.
-    fn rows(
-        &mut self,
-        tensor: &TensorLayout,
-        blocks: u64,
-        rows: &mut Rows,
-    ) -> Result<(), StoreError> {
-        rows.index.resize(small(blocks * tensor.index_bytes_per_block()), 0);
-        rows.code.resize(small(blocks * tensor.code_bytes_per_block()), 0);
-        self.index.read_exact(&mut rows.index)?;
-        self.code.read_exact(&mut rows.code)
     }
 }
 

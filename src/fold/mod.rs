@@ -5,7 +5,7 @@
 //!
 //! - [`load`] reads a band and the miners' rows for it, in order, and asks the system for what comes
 //!   next.
-//! - [`compute`] checks, folds and hashes bands, several at once: here an engine takes its place.
+//! - [`compute`] checks, folds and hashes bands, several at once; [`card`] does so on a GPU.
 //! - [`write`](mod@write) puts them back in order, joins their digests and hands them out.
 //!
 //! Memory: bands are recycled and [`BANDS_BYTES_MAX`] bounds them all, whatever the model's size; three
@@ -14,6 +14,7 @@
 //! Trust: base and delta bytes are checked against their roots piece by piece, rows as they are read,
 //! the base before it is folded. Positions and codes are checked by the kernel.
 
+mod card;
 mod compute;
 mod cut;
 mod load;
@@ -26,7 +27,11 @@ use std::{
     thread,
 };
 
-use gradledger_kernels::{Findings, KernelError, Step, cpu, memory::Floats};
+use gradledger_kernels::{
+    Contribution, Findings, KernelError, Step, bytes as f32_bytes, cpu,
+    cuda::{CudaError, Gpu},
+    memory::Floats,
+};
 use rayon::ThreadPool;
 
 use crate::{
@@ -56,6 +61,13 @@ pub struct RoundFold<'a> {
     pub skipped: Option<&'a BTreeMap<u64, u64>>,
 }
 
+impl RoundFold<'_> {
+    /// Whether the round says that it left `tensor` unchanged.
+    fn claims(&self, tensor: &TensorLayout) -> bool {
+        self.skipped.is_some_and(|skipped| skipped.contains_key(&(tensor.position as u64)))
+    }
+}
+
 /// What to fold.
 pub struct FoldJob<'a> {
     /// The state to start from.
@@ -83,32 +95,60 @@ impl FoldJob<'_> {
     /// How many bands are under way at most.
     fn bands(&self) -> u64 {
         let bytes = self.tensors.iter().map(|(_, tensor)| self.cut(tensor).band_bytes());
-        let most = self.engine.bands(self.pool.current_num_threads() as u64);
-        (BANDS_BYTES_MAX / bytes.max().unwrap_or(1)).clamp(3, most.max(3))
+        let bytes = bytes.max().unwrap_or(1);
+        match self.engine {
+            Engine::Cpu(_) => {
+                let most = 2 * self.pool.current_num_threads() as u64 + 6;
+                (BANDS_BYTES_MAX / bytes).clamp(3, most)
+            }
+            // One is read and one written while each lane has one.
+            Engine::Cuda { .. } => card::LANES as u64 + 2,
+        }
     }
 }
 
 /// What does the arithmetic of a fold. All give the same bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Engine {
     /// The processor, with this kernel.
     Cpu(cpu::Path),
+    /// A card.
+    Cuda {
+        /// Which.
+        gpu: &'static Gpu,
+        /// Bytes of state and delta rows that it gets at once.
+        band_bytes: u64,
+    },
 }
 
 impl Engine {
+    /// A card, with bands as large as its free memory and `host_bytes` of the host's allow.
+    ///
+    /// # Errors
+    ///
+    /// [`CudaError`] if the card has failed.
+    pub fn on_card(gpu: &'static Gpu, host_bytes: Option<u64>) -> Result<Self, CudaError> {
+        let band_bytes = card::band_bytes(gpu.free_bytes()?, host_bytes);
+        Ok(Self::Cuda { gpu, band_bytes })
+    }
+
     /// Bytes of state and delta rows that it likes to get at once.
     const fn band_bytes(self) -> u64 {
         match self {
             // About what a core's second cache holds, so that what was folded is hashed from there.
             Self::Cpu(_) => 4 << 20,
+            Self::Cuda { band_bytes, .. } => band_bytes,
         }
     }
 
-    /// Bands that keep it and the stages beside it busy on so many threads.
-    const fn bands(self, threads: u64) -> u64 {
+    /// Memory that it reads and writes best.
+    fn floats(self, elements: usize) -> Result<Floats, FoldError> {
         match self {
-            Self::Cpu(_) => 2 * threads + 6,
+            Self::Cpu(_) => {
+                Floats::new(elements).map_err(|source| FoldError::Memory { elements, source })
+            }
+            Self::Cuda { gpu, .. } => Ok(gpu.floats(elements)?),
         }
     }
 }
@@ -123,6 +163,12 @@ pub struct TensorOutcome {
 
 /// Where the last state and each tensor's outcomes go; called in order, from one thread.
 pub trait FoldOutput: Send {
+    /// Whether [`FoldOutput::state`] is to be called. Else only what bands are hashed to is needed, and a
+    /// card keeps their bytes.
+    fn wants_state(&self) -> bool {
+        true
+    }
+
     /// The next bytes of `tensor` after the last round.
     ///
     /// # Errors
@@ -161,6 +207,9 @@ pub enum FoldError {
         /// What the kernel refused.
         source: KernelError,
     },
+    /// The card cannot be used, or failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
     /// The system has no room for a band.
     #[error("no memory for {elements} values of a band: {source}")]
     Memory {
@@ -192,8 +241,12 @@ pub fn fold(
         for _ in 0..job.bands() {
             spare_to.send(Room::default()).expect("the other end is here");
         }
+        let wanted = output.wants_state();
         scope.spawn(move || load::load(job, &spare, &loaded_to));
-        scope.spawn(move || compute::compute(job, &loaded, &folded_to));
+        scope.spawn(move || match job.engine {
+            Engine::Cpu(path) => compute::compute(job, path, &loaded, &folded_to),
+            Engine::Cuda { gpu, .. } => card::compute(job, gpu, wanted, loaded, &folded_to),
+        });
         write::write(job, &folded, &spare_to, output, progress)
     })
 }
@@ -203,32 +256,66 @@ pub fn fold(
 /// A band's number, counted over all tensors, or what became of it.
 type Numbered<T> = (u64, Result<T, FoldError>);
 
-/// One miner's rows of a band.
-#[derive(Default)]
-struct Rows {
-    index: Vec<u8>,
-    code: Vec<u8>,
-}
-
 /// Memory for a band, used again for another when that one is done.
 #[derive(Default)]
 struct Room {
-    /// At least as long as the band's state, which comes first.
+    /// The state, then rows.
     floats: Option<Floats>,
-    /// Per round, per miner.
-    rows: Vec<Vec<Rows>>,
+}
+
+/// What a [`Room`] holds of a band.
+struct Parts<'r> {
+    state: &'r mut [f32],
+    /// Round after round, miner after miner: indices, then codes.
+    rows: &'r mut [u8],
 }
 
 impl Room {
-    /// Room for the `elements` values of a band.
-    fn state(&mut self, elements: usize) -> Result<&mut [f32], FoldError> {
-        if self.floats.as_ref().is_none_or(|floats| floats.len() < elements) {
+    /// Room for a band of `units` units of `cut`.
+    fn parts(
+        &mut self,
+        job: &FoldJob<'_>,
+        cut: &Cut<'_>,
+        units: u64,
+    ) -> Result<Parts<'_>, FoldError> {
+        let elements = small(units * cut.unit_elements);
+        let rows = small(job.contributions()) * cut.row_bytes(units).total();
+        let all = elements + rows.div_ceil(4);
+        if self.floats.as_ref().is_none_or(|floats| floats.len() < all) {
             self.floats = None; // Not both at a time.
-            let floats = Floats::new(elements);
-            self.floats = Some(floats.map_err(|source| FoldError::Memory { elements, source })?);
+            self.floats = Some(job.engine.floats(all)?);
         }
-        Ok(&mut self.floats.as_mut().expect("it was made above")[..elements])
+        let floats = self.floats.as_mut().expect("it was made above");
+        let (state, rest) = floats.split_at_mut(elements);
+        Ok(Parts { state, rows: &mut f32_bytes::of_f32_mut(rest)[..rows] })
     }
+}
+
+/// Bytes of one miner's rows of a band.
+#[derive(Clone, Copy)]
+struct RowBytes {
+    index: usize,
+    code: usize,
+}
+
+impl RowBytes {
+    const fn total(self) -> usize {
+        self.index + self.code
+    }
+}
+
+/// What each miner of each round sent for a band.
+fn contributions<'a>(
+    levels: &'a Levels,
+    rows: &'a [u8],
+    bytes: RowBytes,
+) -> Vec<Vec<Contribution<'a>>> {
+    let mut rows = rows.chunks_exact(bytes.total());
+    let mut of_miner = |levels: &'a Vec<f32>| {
+        let (index, code) = rows.next().expect("rows of every miner").split_at(bytes.index);
+        Contribution { index, code, levels }
+    };
+    levels.iter().map(|round| round.iter().map(&mut of_miner).collect()).collect()
 }
 
 /// Per round, per miner: what each code adds in a tensor.
@@ -269,6 +356,14 @@ struct FoldedRound {
     pieces: PiecePart,
     /// Elements are counted over the tensor.
     findings: Findings,
+}
+
+/// Findings of a band, by the tensor's elements.
+fn moved(found: Findings, first_element: u64) -> Findings {
+    Findings {
+        delta_non_finite: found.delta_non_finite.map(|element| element + first_element),
+        next_non_finite: found.next_non_finite.map(|element| element + first_element),
+    }
 }
 
 /// A size within a band, which fits in memory by construction.

@@ -7,7 +7,7 @@ use std::{
 
 use gradledger_kernels::{Findings, bytes as f32_bytes};
 
-use super::{FoldError, FoldJob, FoldOutput, Folded, Numbered, Room, TensorOutcome, small};
+use super::{FoldError, FoldJob, FoldOutput, Folded, Numbered, Room, TensorOutcome};
 use crate::{merkle::pieces::PieceHasher, types::progress::Progress};
 
 /// Hands every band's bytes to `output` and what each round made of a tensor when it is whole.
@@ -50,9 +50,11 @@ impl Tensor {
     ) -> Result<Room, FoldError> {
         let Folded { at, mut room, rounds } = folded;
         let (_, tensor) = job.tensors[at.tensor];
-        let state = room.state(small(at.units * job.cut(tensor).unit_elements))?;
-        let bytes = f32_bytes::of_f32(state);
-        output.state(tensor, bytes)?;
+        let parts = room.parts(job, &job.cut(tensor), at.units)?;
+        let bytes = f32_bytes::of_f32(parts.state);
+        if output.wants_state() {
+            output.state(tensor, bytes)?;
+        }
         progress.advance(bytes.len() as u64);
         self.rounds.resize_with(rounds.len(), Default::default);
         for ((hasher, findings), band) in self.rounds.iter_mut().zip(rounds) {

@@ -2,11 +2,12 @@
 
 use std::{collections::BTreeMap, ops::RangeInclusive, sync::Arc};
 
+use gradledger_kernels::cuda::Gpu;
 use serde::Serialize;
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
-    fold::{Engine, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    fold::{FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
     merkle::{manifest::manifest_id, pieces::Pieces},
     plan::{plan, planned_bytes},
     seal::plan_pieces,
@@ -18,6 +19,7 @@ use crate::{
         segment,
     },
     types::{
+        digest::Digest,
         manifest::{Descriptor, Manifest, ManifestId},
         plan::Plan,
         progress::Progress,
@@ -58,11 +60,57 @@ pub struct ReplayReport {
     /// Rounds before the first that were folded and compared too, since the states between were
     /// dropped.
     pub folded_before: usize,
+    /// What folded: each of these came to the same bits.
+    pub folded_on: Vec<FoldedOn>,
     /// The replayed rounds, oldest first.
     pub rounds: Vec<ReplayedRound>,
     /// The states that were read to fold from, each byte compared with its digest.
     #[serde(skip)]
     pub bases: Vec<ManifestId>,
+}
+
+/// What did the arithmetic of a replay, and what compiled it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum FoldedOn {
+    /// The processor.
+    Cpu {
+        /// `cpu`.
+        device: String,
+        /// The kernel's instructions.
+        path: &'static str,
+    },
+    /// A card.
+    Cuda {
+        /// As `cuda:0`.
+        device: String,
+        /// What the card calls itself.
+        name: String,
+        /// The newest CUDA that its driver knows.
+        driver: String,
+        /// Which NVRTC compiled the kernels.
+        nvrtc: String,
+        /// The machine they were compiled for.
+        architecture: String,
+        /// SHA-256 of their source, flags and architecture.
+        kernels: Digest,
+    },
+}
+
+impl FoldedOn {
+    fn of(options: &FoldOptions) -> Self {
+        match options.gpu.map(Gpu::description) {
+            None => Self::Cpu { device: "cpu".to_owned(), path: options.path.name() },
+            Some(card) => Self::Cuda {
+                device: format!("cuda:{}", card.ordinal),
+                name: card.name.clone(),
+                driver: card.driver.clone(),
+                nvrtc: card.nvrtc.clone(),
+                architecture: card.architecture.clone(),
+                kernels: Digest(card.source),
+            },
+        }
+    }
 }
 
 /// One round, folded again to the same bits.
@@ -112,7 +160,13 @@ pub fn replay(
         rounds.extend(replay_pass(ledger, pass, options, None, progress)?);
     }
     rounds.drain(..folded_before);
-    Ok(ReplayReport { from, folded_before, rounds, bases })
+    Ok(ReplayReport {
+        from,
+        folded_before,
+        folded_on: vec![FoldedOn::of(&options.fold)],
+        rounds,
+        bases,
+    })
 }
 
 /// Folds the state after `round` again, from the last kept one before it, into `scratch`.
@@ -284,7 +338,7 @@ fn replay_pass(
         tensors: tensors.clone(),
         rounds,
         pool: &pool,
-        engine: Engine::Cpu(options.fold.path),
+        engine: options.fold.engine()?,
     };
     fold(&job, &mut compare, progress)?;
     progress.end();
@@ -476,6 +530,10 @@ impl<'a> Compare<'a> {
 }
 
 impl FoldOutput for Compare<'_> {
+    fn wants_state(&self) -> bool {
+        self.rebuilt.is_some()
+    }
+
     fn state(&mut self, tensor: &TensorLayout, bytes: &[u8]) -> Result<(), StoreError> {
         match &mut self.rebuilt {
             Some(rebuilt) => rebuilt.state(tensor, bytes),

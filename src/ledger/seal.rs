@@ -1,17 +1,18 @@
 //! Sealing a round: dispose, plan, fold, store, then one entry in the rounds log.
 
-use gradledger_kernels::{Divisor, Step, cpu};
+use gradledger_kernels::{Divisor, Step, cpu, cuda::Gpu};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     codec::layout::{Layout, TensorLayout},
-    fold::{Engine, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
+    fold::{Engine, FoldError, FoldJob, FoldOutput, RoundFold, TensorOutcome, fold},
     intake::dispose::{Expected, accepted, dispose},
     plan::{plan, planned_bytes},
     seal::{Disposed, Folded, Planned},
     store::{
         StoreError,
         artifacts::{CheckpointWriter, StoredCheckpoint, StoredDelta},
+        machine,
         place::Place,
         segment::{self, SegmentError},
     },
@@ -38,13 +39,29 @@ use super::{
 pub struct FoldOptions {
     /// Threads of the arithmetic; 0 means one a core.
     pub threads: usize,
-    /// Which kernel.
+    /// Which kernel, where the processor folds.
     pub path: cpu::Path,
+    /// The card that folds whole tensors; the processor where there is none.
+    pub gpu: Option<&'static Gpu>,
+}
+
+impl FoldOptions {
+    /// What does the arithmetic of whole tensors.
+    ///
+    /// # Errors
+    ///
+    /// [`FoldError::Cuda`] if the card has failed.
+    pub fn engine(&self) -> Result<Engine, FoldError> {
+        match self.gpu {
+            None => Ok(Engine::Cpu(self.path)),
+            Some(gpu) => Ok(Engine::on_card(gpu, machine::memory_bytes())?),
+        }
+    }
 }
 
 impl Default for FoldOptions {
     fn default() -> Self {
-        Self { threads: 0, path: cpu::Path::best() }
+        Self { threads: 0, path: cpu::Path::best(), gpu: None }
     }
 }
 
@@ -230,7 +247,7 @@ fn fold_round(
             skipped: None,
         }],
         pool: &pool,
-        engine: Engine::Cpu(options.path),
+        engine: options.engine()?,
     };
     progress.begin("fold", layout.tensors.iter().map(|t| t.grid.rows * t.grid.columns * 4).sum());
     fold(&job, &mut output, progress)?;

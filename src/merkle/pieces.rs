@@ -39,6 +39,8 @@ pub struct PieceHasher {
     /// The start of a piece that is not whole yet; shorter than a piece.
     rest: Vec<u8>,
     digests: Vec<[u8; 32]>,
+    /// What the digests come to, where that was found elsewhere.
+    root: Option<[u8; 32]>,
 }
 
 impl PieceHasher {
@@ -51,6 +53,7 @@ impl PieceHasher {
     /// many pieces copy nothing.
     pub fn update(&mut self, mut bytes: &[u8]) {
         self.bytes += bytes.len() as u64;
+        self.root = None;
         if !self.rest.is_empty() {
             let (missing, after) = bytes.split_at(bytes.len().min(PIECE - self.rest.len()));
             self.rest.extend_from_slice(missing);
@@ -72,20 +75,22 @@ impl PieceHasher {
     ///
     /// If the part does not start where the bytes so far end.
     pub fn append(&mut self, part: PiecePart) {
-        let PiecePart { offset, bytes, head, digests, tail } = part;
+        let PiecePart { offset, bytes, head, digests, tail, root } = part;
         assert_eq!(self.bytes, offset, "parts are appended in order");
         self.update(&head);
         assert!(digests.is_empty() || self.rest.is_empty(), "whole pieces start where one does");
         self.digests.extend(digests);
         self.rest.extend_from_slice(&tail);
         self.bytes = offset + bytes;
+        self.root = root;
     }
 
     /// The identity of all bytes taken, and the digests of their pieces.
     pub fn finish(mut self) -> Pieces {
         hash_pieces(&self.rest, PIECE, &mut self.digests);
         let digests: Vec<_> = self.digests.into_iter().map(Digest).collect();
-        let artifact = ArtifactId { root: artifact_root(&digests), bytes: self.bytes };
+        let root = self.root.map_or_else(|| artifact_root(&digests), Digest);
+        let artifact = ArtifactId { root, bytes: self.bytes };
         Pieces { artifact, digests }
     }
 }
@@ -95,14 +100,17 @@ impl PieceHasher {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PiecePart {
     /// Where it starts.
-    offset: u64,
+    pub offset: u64,
     /// How long it is.
-    bytes: u64,
+    pub bytes: u64,
     /// Up to where its first piece starts; shorter than a piece.
-    head: Vec<u8>,
-    digests: Vec<[u8; 32]>,
-    /// After its last whole piece; shorter than a piece.
-    tail: Vec<u8>,
+    pub head: Vec<u8>,
+    /// Of its whole pieces; at the artifact's end also of the last one, if that is short.
+    pub digests: Vec<[u8; 32]>,
+    /// After the last piece with a digest; shorter than a piece.
+    pub tail: Vec<u8>,
+    /// The artifact's root, if this is all of it and who hashed it knows.
+    pub root: Option<[u8; 32]>,
 }
 
 impl PiecePart {
@@ -114,7 +122,7 @@ impl PiecePart {
         let mut digests = Vec::new();
         hash_pieces(whole, PIECE, &mut digests);
         let (head, tail) = (head.to_vec(), tail.to_vec());
-        Self { offset, bytes: bytes.len() as u64, head, digests, tail }
+        Self { offset, bytes: bytes.len() as u64, head, digests, tail, root: None }
     }
 }
 

@@ -106,6 +106,15 @@ impl Unchecked {
     pub fn check(&self, buffer: &[u8]) -> Result<(), StoreError> {
         self.pieces.check(buffer).map_err(|error| named(&self.what, error))
     }
+
+    /// Compares digests that were made elsewhere of the pieces that start in what was read.
+    ///
+    /// # Errors
+    ///
+    /// As [`Unchecked::check`].
+    pub fn check_digests(&self, found: &[[u8; 32]]) -> Result<(), StoreError> {
+        self.pieces.check_digests(found).map_err(|error| named(&self.what, error))
+    }
 }
 
 /// A size of at most some megabytes.

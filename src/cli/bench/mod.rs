@@ -1,10 +1,11 @@
 //! `bench`: what this machine can do, and how near to it each stage comes.
 //!
 //! `memory` measures the kernels beside their floors, `disk` the disk and whole passes over it, `lab` makes
-//! the run that they need, `estimate` says what a round of a 72B model would take. Floors and stages take
+//! the run that they need, `estimate` says what a round of a 72B model would take; `card` measures a GPU. Floors and stages take
 //! turns in one run, and the fastest of the turns counts, so that a machine that is shared or whose clock
 //! drifts still gives ratios.
 
+mod card;
 mod disk;
 mod estimate;
 mod lab;
@@ -22,7 +23,7 @@ use self::{
     lab::Lab,
     memory::Kernels,
 };
-use super::{FoldArgs, exit::CliError, output::print};
+use super::{FoldArgs, device::Device, exit::CliError, output::print};
 use crate::{ledger::thread_pool, types::progress::Progress};
 
 /// Largest state that is made on the disk.
@@ -39,6 +40,9 @@ pub(super) struct BenchArgs {
     gib: f64,
     #[command(flatten)]
     fold: FoldArgs,
+    /// A card such as cuda:0 instead: its rates beside what it can copy, no disk.
+    #[arg(long, default_value = "cpu")]
+    device: Device,
     /// One JSON document on stdout.
     #[arg(long)]
     json: bool,
@@ -67,6 +71,9 @@ struct Report {
 }
 
 pub(super) fn bench(args: &BenchArgs, progress: &dyn Progress) -> Result<(), CliError> {
+    if let Device::Cuda(ordinal) = args.device {
+        return card::bench(ordinal, args.gib, args.json);
+    }
     let pool = thread_pool(args.fold.threads)?;
     let (kernels, round) = memory::measure(args.gib, &pool, progress)?;
     let lab = Lab::make(&args.dir, args.gib, &round, &pool, progress)?;

@@ -63,6 +63,17 @@ impl UncheckedPieces {
             compare(self.first + (task * TASK_PIECES) as u64, pieces, expected)
         }))
     }
+
+    /// Compares digests that were made of them elsewhere, in order.
+    ///
+    /// # Errors
+    ///
+    /// As [`UncheckedPieces::check`].
+    pub fn check_digests(&self, found: &[[u8; 32]]) -> Result<(), SegmentError> {
+        let pieces = self.within.len().div_ceil(PIECE);
+        assert_eq!(found.len(), pieces, "one of each piece");
+        same(self.first, &self.digests[self.first as usize..][..pieces], found)
+    }
 }
 
 /// What the first of the tasks that fail gives.
@@ -76,7 +87,11 @@ fn first_error(
 fn compare(first: u64, pieces: &[u8], expected: &[Digest]) -> Result<(), SegmentError> {
     let mut found = Vec::with_capacity(TASK_PIECES);
     hash_pieces(pieces, PIECE, &mut found);
-    for (piece, (&expected, found)) in (first..).zip(expected.iter().zip(found)) {
+    same(first, expected, &found)
+}
+
+fn same(first: u64, expected: &[Digest], found: &[[u8; 32]]) -> Result<(), SegmentError> {
+    for (piece, (&expected, &found)) in (first..).zip(expected.iter().zip(found)) {
         let found = Digest(found);
         if expected != found {
             return Err(SegmentError::Piece { piece, expected, found });
