@@ -210,7 +210,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Fold(crate::fold::FoldError::Store(error))
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
-        LedgerError::StateLost { source, .. } => store_code(source),
+        LedgerError::StateLost { source, .. } | LedgerError::CopyDamaged { source, .. } => {
+            store_code(source)
+        }
         LedgerError::Note(_)
         | LedgerError::GenesisKeys(_)
         | LedgerError::Rotation { .. }
@@ -229,6 +231,8 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
         | LedgerError::Dropped { .. }
+        | LedgerError::NotHeld { .. }
+        | LedgerError::Copy { .. }
         | LedgerError::Peers(_) => USAGE,
         _ => FAILURE,
     }
