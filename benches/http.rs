@@ -1,13 +1,18 @@
-//! What does a GiB of blobs cost the server's processor, and what do slow readers cost its memory?
+//! What does a GiB of blobs, or of files for Hub clients, cost the server's processor, what do slow readers
+//! cost its memory, and what does a large round's document cost?
 //!
 //! `ulimit -n 8192; cargo bench --bench http -- --dir DIR [--gib 4] [--runs 3]`. It prints a Markdown
 //! table and writes a record below `benches/record/`. Linux alone: `/proc` is asked.
 //!
 //! A file of 256 MiB, in the page cache, is fetched over loopback by one connection and by 64 at once,
 //! from `gradledger serve`, from nginx where that is installed (two workers, sendfile off and on), and
-//! from `warp::fs`. Processor time is the server's processes' alone, user and system. Then 1,000
+//! from `warp::fs`. Processor time is the server's processes' alone, user and system. Files for Hub
+//! clients, which are computed from a state of 256 MiB as they are sent, are fetched beside it. Then 1,000
 //! clients ask for the file and take 16 KiB a second each, and the server's anonymous memory is
 //! watched while 8 others fetch at full speed.
+//!
+//! The document of a round with 1,000 submissions is made without their signatures; beside it is what
+//! checking those costs.
 
 #![allow(clippy::unwrap_used)] // What is shared with tests unwraps.
 
@@ -32,10 +37,25 @@ use std::{
 
 use clap::Parser;
 use common::{
-    ledger::{Fixture, Step},
-    served::head,
+    desk::Run,
+    miner,
+    served::{head, read_reply},
 };
-use gradledger::store::files::{Disk, Files};
+use gradledger::{
+    ledger::{
+        check::check_round,
+        seal::{FoldOptions, seal},
+        show::show_round,
+        writer::LedgerWriter,
+    },
+    types::{
+        digest::Digest,
+        manifest::ManifestId,
+        progress::Silent,
+        refusal::{Code, Refusal},
+        submission::{SignatureHex, Signed, Submission},
+    },
+};
 
 const GRADLEDGER: &str = env!("CARGO_BIN_EXE_gradledger");
 
@@ -47,6 +67,12 @@ const CPU_SECONDS_MAX: f64 = 0.6;
 const SLOW_BYTES_MAX: u64 = 256 << 20;
 
 const SLOW_READERS: usize = 1000;
+
+/// Rows and columns of the model's tensor: a state as large as the file.
+const SIDE: u64 = 8192;
+
+/// Submissions of the round whose document is asked for.
+const SUBMISSIONS: u64 = 1000;
 
 /// Clock ticks a second, as `/proc` counts processor time on Linux.
 const TICKS: f64 = 100.0;
@@ -98,12 +124,18 @@ fn serve_warp_fs(dir: &Path, port: u16) -> Result<bool, Failed> {
     Ok(true)
 }
 
+/// Something to fetch.
+struct Download {
+    path: String,
+    bytes: u64,
+}
+
 /// A server that is measured.
 struct Measured {
     name: &'static str,
     child: Child,
     address: SocketAddr,
-    path: &'static str,
+    file: Download,
 }
 
 impl Drop for Measured {
@@ -137,23 +169,23 @@ impl Measured {
         kib.unwrap_or(0) << 10
     }
 
-    /// Fetches the file `times` times over `connections`; CPU and wall seconds a GiB.
-    fn fetch(&self, connections: u64, times: u64) -> Result<[f64; 2], Failed> {
+    /// Fetches `file` `times` times over `connections`; CPU and wall seconds a GiB.
+    fn fetch(&self, file: &Download, connections: u64, times: u64) -> Result<[f64; 2], Failed> {
         let (cpu, begun) = (self.cpu_seconds(), Instant::now());
         thread::scope(|scope| {
             let of = |n: u64| times / connections + u64::from(n < times % connections);
             let clients: Vec<_> = (0..connections)
-                .map(|n| scope.spawn(move || (0..of(n)).try_for_each(|_| self.fetch_one())))
+                .map(|n| scope.spawn(move || (0..of(n)).try_for_each(|_| self.fetch_one(file))))
                 .collect();
             clients.into_iter().try_for_each(|client| client.join().unwrap())
         })?;
-        let gib = (times * FILE_BYTES) as f64 / GIB;
+        let gib = (times * file.bytes) as f64 / GIB;
         Ok([(self.cpu_seconds() - cpu) / gib, begun.elapsed().as_secs_f64() / gib])
     }
 
-    fn fetch_one(&self) -> Result<(), Failed> {
+    fn fetch_one(&self, file: &Download) -> Result<(), Failed> {
         let mut stream = TcpStream::connect(self.address)?;
-        write!(stream, "{}", head("GET", self.path, &[], true))?;
+        write!(stream, "{}", head("GET", &file.path, &[], true))?;
         let (mut buffer, mut read) = (vec![0; 256 << 10], 0);
         loop {
             match stream.read(&mut buffer)? {
@@ -162,7 +194,7 @@ impl Measured {
             }
         }
         // A head comes with it.
-        let whole = (FILE_BYTES..FILE_BYTES + 4096).contains(&read);
+        let whole = (file.bytes..file.bytes + 4096).contains(&read);
         if whole { Ok(()) } else { Err(format!("{}: {read} bytes came", self.name).into()) }
     }
 }
@@ -188,7 +220,8 @@ fn start(
 ) -> Result<Measured, Failed> {
     let child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn()?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let server = Measured { name, child, address, path };
+    let file = Download { path: path.to_owned(), bytes: FILE_BYTES };
+    let server = Measured { name, child, address, file };
     for _ in 0..200 {
         if TcpStream::connect(address).is_ok() {
             return Ok(server);
@@ -241,7 +274,7 @@ fn slow_readers(server: &Measured) -> Result<u64, Failed> {
     let mut slow = Vec::new();
     for _ in 0..SLOW_READERS {
         let mut stream = TcpStream::connect(server.address)?;
-        write!(stream, "{}", head("GET", server.path, &[], true))?;
+        write!(stream, "{}", head("GET", &server.file.path, &[], true))?;
         slow.push(stream);
     }
     let ended = done.clone();
@@ -256,7 +289,8 @@ fn slow_readers(server: &Measured) -> Result<u64, Failed> {
     });
     let mut peak = 0;
     thread::scope(|scope| -> Result<(), Failed> {
-        let quick: Vec<_> = (0..8).map(|_| scope.spawn(|| server.fetch_one())).collect();
+        let quick: Vec<_> =
+            (0..8).map(|_| scope.spawn(|| server.fetch_one(&server.file))).collect();
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(15) {
             peak = server.anonymous_bytes().max(peak);
@@ -269,12 +303,25 @@ fn slow_readers(server: &Measured) -> Result<u64, Failed> {
     Ok(peak)
 }
 
-/// A ledger with a large file among its tables, which may hold any.
-fn ledger(dir: &Path) -> Result<(Fixture, PathBuf), Failed> {
-    let fixture = Fixture::new();
-    let files: Arc<dyn Files> = Arc::new(Disk);
-    fixture.step(&Step::Init, &fixture.root(), &files, &mut Vec::new())?;
-    let large = fixture.root().join("tables/large");
+/// A ledger with a large state, a large file among its tables, which may hold any, and a sealed round with
+/// many submissions of deltas that are nowhere.
+fn ledger(dir: &Path) -> Result<(Run, PathBuf), Failed> {
+    let run = Run::new(1, SIDE);
+    let mut writer = LedgerWriter::open(&run.ledger(), None)?;
+    let (id, base) = (writer.ledger().run_id(), writer.ledger().newest().root);
+    let submission = |number: u64| -> Result<Submission, Failed> {
+        let delta = ManifestId { root: Digest::of(&number.to_le_bytes()), count: 6, bytes: 100 };
+        let statement = miner::statement(id, 1, base, delta, 1);
+        let signature = SignatureHex(statement.sign(&miner::hotkey(1))?);
+        let (round, hotkey) = (1, miner::public(1));
+        let refused = Some(Refusal::new(Code::NonFinite, None, "a number", "NaN"));
+        Ok(Submission::Signed(Signed { round, base, delta, hotkey, signature, refused }))
+    };
+    let submissions = (0..SUBMISSIONS).map(submission).collect::<Result<Vec<_>, _>>()?;
+    writer.append_submissions(&submissions)?;
+    seal(&mut writer, 1, FoldOptions::default(), &Silent)?;
+    drop(writer);
+    let large = run.ledger().join("tables/large");
     fs::create_dir_all(&large)?;
     let block: Vec<u8> =
         (0..1 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -283,7 +330,40 @@ fn ledger(dir: &Path) -> Result<(Fixture, PathBuf), Failed> {
         file.write_all(&block)?;
     }
     fs::create_dir_all(dir)?;
-    Ok((fixture, large))
+    Ok((run, large))
+}
+
+/// The two files of the state for Hub clients, once they are listed.
+fn hub_files(server: &Measured) -> Result<[(&'static str, Download); 2], Failed> {
+    let of = |name, repository: &str| -> Result<_, Failed> {
+        let path = format!("/gradledger/{repository}/resolve/main/model.safetensors");
+        for _ in 0..1200 {
+            let mut stream = TcpStream::connect(server.address)?;
+            write!(stream, "{}", head("HEAD", &path, &[], true))?;
+            let reply = read_reply(&mut stream, "HEAD")?;
+            if reply.status == 200 {
+                let bytes = reply.header("content-length").ok_or("no length")?.parse()?;
+                return Ok((name, Download { path, bytes }));
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        Err(format!("{path} is not listed").into())
+    };
+    Ok([of("f32", "uploads-f32")?, of("bf16", "uploads")?])
+}
+
+/// Seconds of making the document of a round, and of checking the round with all signatures.
+fn document(run: &Run) -> Result<[f64; 2], Failed> {
+    let ledger = run.open();
+    let seconds = |work: &dyn Fn() -> Result<(), Failed>| -> Result<f64, Failed> {
+        let once = || {
+            let begun = Instant::now();
+            work().map(|()| begun.elapsed().as_secs_f64())
+        };
+        Ok(median((0..5).map(|_| once()).collect::<Result<_, _>>()?))
+    };
+    let shown = seconds(&|| Ok(drop(serde_json::to_vec(&show_round(&ledger, 1)?)?)))?;
+    Ok([shown, seconds(&|| Ok(drop(check_round(&ledger, 0)?)))?])
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -291,51 +371,65 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
-fn run(args: &Args) -> Result<bool, Failed> {
-    let (fixture, large) = ledger(&args.dir)?;
-    let mut servers = vec![gradledger(&fixture.root())?, warp_fs(&large)?];
-    servers.extend(nginx(&args.dir, &large, false)?);
-    let times = (args.gib << 30) / FILE_BYTES;
-    let (mut values, mut ours) = (Vec::new(), 0.0f64);
+/// Fetches from all servers side by side in each run, since the machine is noisy; says our most CPU
+/// seconds a GiB.
+fn blobs(args: &Args, servers: &[Measured], values: &mut Values) -> Result<f64, Failed> {
+    let [f32, bf16] = hub_files(&servers[0])?;
+    let mut fetched: Vec<_> =
+        servers.iter().map(|server| (server.name.to_owned(), server, &server.file)).collect();
+    for (dtype, file) in [&f32, &bf16] {
+        fetched.push((format!("gradledger, Hub file in {dtype}"), &servers[0], file));
+    }
+    let mut ours = 0.0f64;
     println!("| server | connections | CPU s/GiB | wall s/GiB |\n|---|---:|---:|---:|");
     for connections in [1, 64] {
-        let mut runs = vec![Vec::new(); servers.len()];
+        let mut runs = vec![Vec::new(); fetched.len()];
         for _ in 0..args.runs {
-            // Side by side in each run, since the machine is noisy.
-            for (server, runs) in servers.iter().zip(&mut runs) {
-                runs.push(server.fetch(connections, times.max(connections))?);
+            for ((_, server, file), runs) in fetched.iter().zip(&mut runs) {
+                let times = (args.gib << 30) / file.bytes;
+                runs.push(server.fetch(file, connections, times.max(connections))?);
             }
         }
-        for (server, runs) in servers.iter().zip(runs) {
+        for ((name, _, _), runs) in fetched.iter().zip(runs) {
             let [cpu, wall] = [0, 1].map(|at| median(runs.iter().map(|run| run[at]).collect()));
-            println!("| {} | {connections} | {cpu:.2} | {wall:.2} |", server.name);
-            let name = format!(
-                "{}/{connections}-connections",
-                server.name.replace(", ", "-").replace(' ', "-")
-            );
-            values.push((format!("{name}/cpu"), cpu, "s/GiB"));
-            values.push((format!("{name}/wall"), wall, "s/GiB"));
-            if server.name == "gradledger" {
+            println!("| {name} | {connections} | {cpu:.2} | {wall:.2} |");
+            let label = name.replace(", ", "-").replace(' ', "-");
+            values.push((format!("{label}/{connections}-connections/cpu"), cpu, "s/GiB"));
+            values.push((format!("{label}/{connections}-connections/wall"), wall, "s/GiB"));
+            if name == "gradledger" {
                 ours = ours.max(cpu);
             }
         }
     }
+    Ok(ours)
+}
+
+type Values = Vec<(String, f64, &'static str)>;
+
+fn run(args: &Args) -> Result<bool, Failed> {
+    let (run, large) = ledger(&args.dir)?;
+    let mut values = Values::new();
+    let [shown, checked] = document(&run)?;
+    println!(
+        "document of a round with {SUBMISSIONS:?} submissions: {:.1} ms; checking their signatures: {:.1} ms\n",
+        shown * 1e3,
+        checked * 1e3
+    );
+    values.push(("round-of-1000/document/of-checking-it".into(), shown / checked, "ratio"));
+    let mut servers = vec![gradledger(&run.ledger())?, warp_fs(&large)?];
+    servers.extend(nginx(&args.dir, &large, false)?);
+    let ours = blobs(args, &servers, &mut values)?;
     if let Some(server) = nginx(&args.dir, &large, true)? {
-        let [cpu, wall] = server.fetch(64, times.max(64))?;
+        let times = (args.gib << 30) / FILE_BYTES;
+        let [cpu, wall] = server.fetch(&server.file, 64, times.max(64))?;
         println!("| {} | 64 | {cpu:.2} | {wall:.2} |", server.name);
         values.push(("nginx-sendfile/64-connections/cpu".into(), cpu, "s/GiB"));
     }
     servers.truncate(1);
     let slow = slow_readers(&servers[0])?;
-    println!(
-        "\n1,000 slow readers and 8 quick ones: {:.0} MiB of anonymous memory",
-        slow as f64 / (1 << 20) as f64
-    );
-    values.push((
-        "gradledger/1000-slow-readers/anonymous".into(),
-        slow as f64 / (1 << 20) as f64,
-        "MiB",
-    ));
+    let mib = slow as f64 / (1 << 20) as f64;
+    println!("\n1,000 slow readers and 8 quick ones: {mib:.0} MiB of anonymous memory");
+    values.push(("gradledger/1000-slow-readers/anonymous".into(), mib, "MiB"));
     record::write("http", &values)?;
     fs::remove_dir_all(&args.dir)?;
     Ok(ours <= CPU_SECONDS_MAX && slow < SLOW_BYTES_MAX)

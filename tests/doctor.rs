@@ -116,6 +116,40 @@ fn what_would_fail_is_a_failure() {
 }
 
 #[test]
+fn what_serve_would_take_is_compared_with_the_machine() {
+    let run = run();
+    let within = |files: u64, config: &str| {
+        fs::write(run.path().join("gradledger.toml"), config).unwrap();
+        let shell = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        let doctor = doctor(&run.path());
+        let mut command = Command::new("sh");
+        command.args(["-c", &shell]).arg(doctor.get_program()).args(doctor.get_args());
+        examined(command.env_remove("GRADLEDGER_LOG_KEY_FILE")).1
+    };
+    is(&within(2176, ""), "serve", "ok", "takes 1024 connections at once");
+    // The default fits itself to the machine; a choice that cannot be kept is one to mend.
+    is(&within(2174, ""), "serve", "ok", "takes 1023 connections at once, not 1024");
+    is(&within(1128, "[serve]\nconnections_max = 500\n"), "serve", "ok", "takes 500");
+    let document = within(1126, "[serve]\nconnections_max = 500\n");
+    is(&document, "serve", "warning", "499 connections at once, not 500: 1126 files");
+    let mend = found(&document, "ledger", "serve")["mend"].as_str().unwrap();
+    assert!(mend.contains("ulimit -n 1128") && mend.contains("connections_max = 499"), "{mend}");
+    // Whose miners are listed for each round sign nothing.
+    let document = within(4096, "[serve.uploads]\nenabled = true\n");
+    is(&document, "uploads", "failure", "takes no signed submissions");
+}
+
+#[test]
+fn uploads_without_room_on_the_disk_are_foreseen() {
+    let run = common::desk::Run::new(1, 64);
+    for (reserve, status) in [(0u64, "ok"), (1 << 52, "warning")] {
+        run.configure(&format!("enabled = true\ndisk_reserve_bytes = {reserve}"));
+        let document = examined(&mut doctor(&run.ledger())).1;
+        is(&document, "uploads", status, "are left alone");
+    }
+}
+
+#[test]
 fn a_place_without_a_ledger_or_without_a_directory_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (code, document) = examined(&mut doctor(dir.path()));

@@ -18,13 +18,20 @@ use common::{
     Random,
     ledger::{Fixture, ROUNDS, Step},
     served::{Served, connect, head, limits, read_reply},
+    signed::made_up,
 };
 use gradledger::{
     http::Limits,
-    ledger::{Ledger, submit::Receipt},
+    ledger::{
+        Ledger, LedgerError,
+        check::{Disagreement, check_round},
+        seal::{FoldOptions, seal},
+        submit::Receipt,
+        writer::LedgerWriter,
+    },
     merkle::{note::VerifierKey, pieces::artifact_root},
     store::{artifacts::StoredDelta, files::Disk},
-    types::{digest::Digest, submission::Submission},
+    types::{digest::Digest, progress::Silent, submission::Submission},
 };
 
 /// Takes these steps on the real disk.
@@ -405,6 +412,33 @@ fn documents_say_what_the_ledger_says() {
     assert!(of["items"].as_array().unwrap().iter().all(|item| item["miner"] == 7));
     assert_eq!(served.get("/v1/miners/9/submissions", &[]).code(), "not-found");
     assert_eq!(served.get("/v1/miners/-/submissions", &[]).code(), "bad-path");
+}
+
+/// Else whoever asks for a large round again and again keeps a core busy. The operator's word is the
+/// signed head; `audit` and `fsck` are who check every signature.
+#[test]
+fn a_round_is_shown_without_checking_the_signature_of_each_submission() {
+    let fixture = native();
+    let mut writer = LedgerWriter::open(&fixture.root(), None).unwrap();
+    let before = writer.ledger().submissions_log().size();
+    writer.append_submissions(&(1..5).map(made_up).collect::<Vec<_>>()).unwrap();
+    seal(&mut writer, 2, FoldOptions::default(), &Silent).unwrap();
+    drop(writer);
+    let ledger = Ledger::open(&fixture.root()).unwrap();
+    let wrong = check_round(&ledger, 1).unwrap_err();
+    let LedgerError::Disagrees(wrong) = wrong else { panic!("{wrong}") };
+    assert!(matches!(*wrong, Disagreement::Signature { index, .. } if index == before), "{wrong}");
+    let served = Served::start(&fixture.root(), limits());
+    let round = served.json("/v1/rounds/2");
+    let window = ledger.sealed()[1].record.submissions;
+    let shown: Vec<u64> = round["dispositions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter_map(|disposition| disposition["index"].as_u64())
+        .collect();
+    let all = shown.iter().copied().collect::<BTreeSet<_>>();
+    assert_eq!(all, (window.start..window.end).collect(), "each of them once: {shown:?}");
 }
 
 #[test]
@@ -861,6 +895,30 @@ fn no_request_is_answered_with_a_failure() {
         let reply = served.send(method, &path, &headers);
         assert!(reply.status < 500, "request {n}: {method} {path} {headers:?}: {reply:?}");
     }
+}
+
+#[test]
+fn a_server_that_may_open_few_files_says_how_many_connections_it_takes() {
+    let fixture = native();
+    let shell =
+        "ulimit -n 300 && exec \"$0\" serve \"$1\" --json --listen 127.0.0.1:0 --metrics off";
+    let mut child = std::process::Command::new("sh")
+        .args(["-c", shell])
+        .arg(program())
+        .arg(fixture.root())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let mut stdout = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut stdout, &mut line).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let mut log = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+    let said = "at most 86 connections at once, not 1024: 300 files may be open here, and `ulimit -n 2176`";
+    assert!(log.contains(said), "{log}");
 }
 
 /// Where a test's own program lies.

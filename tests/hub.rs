@@ -30,6 +30,8 @@ use common::{
     Random,
     model::{Model, Run, fold_options, safetensors},
     served::{Reply, Served, limits},
+    server::{self, Act},
+    signed::program,
 };
 
 const CONFIG: &[u8] = b"{\"model_type\": \"llama\", \"torch_dtype\": \"bfloat16\"}\n";
@@ -436,6 +438,70 @@ fn given_files_are_those_of_the_genesis_or_none() {
     assert!(fsck(&ledger, fold_options(), &Silent).is_err());
     fs::write(&path, CONFIG).unwrap();
     fsck(&ledger, fold_options(), &Silent).unwrap();
+}
+
+#[test]
+fn a_synced_copy_exports_and_serves_the_same_files() {
+    let original = Fixture::new();
+    original.seal(5);
+    original.seal(8);
+    let server = original.serve();
+    server.wait_for("round-8");
+    let url = format!("http://{}", server.address);
+    let copy =
+        Fixture { run: Run { dir: tempfile::tempdir().unwrap() }, model: original.model.clone() };
+    let sync = |urls: &[&str]| {
+        let mut sync = program(&["sync"]);
+        sync.args(urls).arg(copy.run.path()).arg("--json").output().unwrap()
+    };
+    let synced = |urls: &[&str]| -> Value {
+        let output = sync(urls);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    synced(&[&url]);
+    for (_, dtype) in REPOSITORIES {
+        let [theirs, ours] = [&original, &copy].map(|run| run.exported(At::Round(8), dtype));
+        assert_eq!(theirs, ours);
+        assert_eq!(ours["config.json"], CONFIG);
+    }
+    // Nothing else than the state that is there is offered.
+    let served = copy.serve();
+    served.wait_for("round-8");
+    for (id, _) in REPOSITORIES {
+        let path = format!("/api/models/{id}/revision/main");
+        assert_eq!(served.json(&path)["sha"], server.json(&path)["sha"]);
+        let refs = served.json(&format!("/api/models/{id}/refs"));
+        assert_eq!(refs["tags"].as_array().unwrap().len(), 1, "{refs:#}");
+    }
+    assert_eq!(served.json("/v1/rounds/5")["record"], server.json("/v1/rounds/5")["record"]);
+    // A file that is damaged or gone is fetched again, from whoever does not lie about it.
+    let path = copy.run.open().place().given_file(Digest::of(CONFIG));
+    fs::write(&path, b"{}").unwrap();
+    fs::remove_file(copy.run.open().place().given_file(Digest::of(TOKENIZER))).unwrap();
+    let lying = |change: Act| {
+        let rule = move |asked: &server::Asked| match asked.path.starts_with("hub/files/") {
+            true => change.clone(),
+            false => Act::Honest,
+        };
+        server::Server::start(&original.run.path(), rule)
+    };
+    let liar = lying(Act::Flip { at: 3 });
+    let report = synced(&[&liar.url(), &url]);
+    assert_eq!(report["mirrors"][0]["lied"], true, "{report:#}");
+    assert_eq!(report["verified_bytes"], (CONFIG.len() + TOKENIZER.len()) as u64);
+    assert_eq!(fs::read(&path).unwrap(), CONFIG);
+    // Nobody has it: that is said, and the state is there all the same.
+    fs::remove_file(&path).unwrap();
+    let lacking = lying(Act::Say(404, vec![], vec![]));
+    let output = sync(&[&lacking.url()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(1) && said.contains("no mirror has config.json"),
+        "{said}"
+    );
+    synced(&[&url]);
+    fsck(&copy.run.open(), fold_options(), &Silent).unwrap();
 }
 
 #[test]

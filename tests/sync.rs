@@ -431,6 +431,117 @@ fn after_a_reboot_what_is_here_is_hashed_again() {
     joiner.has("9");
 }
 
+/// Exit code, what was said, and the document if there is one.
+fn fsck(copy: &Path) -> (i32, String, Value) {
+    let output = program(&["fsck", "--json"]).arg(copy).output().unwrap();
+    let document = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    (output.status.code().unwrap(), text(&output.stderr), document)
+}
+
+#[test]
+fn fsck_checks_what_a_copy_holds_and_asks_for_nothing_else() {
+    let (server, joiner) = (Server::honest(&run().path()), Joiner::new());
+    joiner.sync(&[&server.url()], &["--round", "9"]);
+    let (code, said, report) = fsck(&joiner.path());
+    assert_eq!(code, 0, "{said}");
+    let all = |report: &Value| {
+        ["checkpoints", "deltas", "rounds", "dropped"].map(|name| number(&report[name]))
+    };
+    assert_eq!((all(&report), &report["copy"]), ([1, 0, 0, 0], &true.into()));
+    let text_of = program(&["fsck"]).arg(joiner.path()).output().unwrap();
+    assert!(text(&text_of.stdout).starts_with("what this copy holds agrees"));
+    // What is not here is named, with what is and how to come by it.
+    for (what, words) in [
+        ("the state after round 12", vec!["export", "--round", "12", "--out", "OUT"]),
+        ("the state after round 5", vec!["export", "--round", "5", "--out", "OUT"]),
+        ("the genesis", vec!["export", "--round", "genesis", "--out", "OUT"]),
+        ("the state after round 8", vec!["replay", "--round", "8"]),
+        ("the state after round 5", vec!["diff", "--from", "5", "--to", "9"]),
+    ] {
+        let out = joiner.dir.path().join("out");
+        let words: Vec<_> = words
+            .iter()
+            .map(|word| if *word == "OUT" { out.to_str().unwrap() } else { word })
+            .collect();
+        let output = program(&words).arg(joiner.path()).output().unwrap();
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{words:?}: {said}");
+        assert!(said.contains(&format!("{what} is not in this copy")), "{words:?}: {said}");
+        assert!(said.contains("holds the state after round 9"), "{words:?}: {said}");
+    }
+    let gc = program(&["gc", "--dry-run"]).arg(joiner.path()).output().unwrap();
+    assert!(gc.status.code() == Some(2) && text(&gc.stderr).contains("is a copy"));
+    // With the deltas that came, the rounds between are folded again.
+    joiner.sync(&[&server.url()], &["--keep"]);
+    let (code, said, report) = fsck(&joiner.path());
+    assert_eq!((code, all(&report)), (0, [2, 1, 1, 0]), "{said}");
+}
+
+#[test]
+fn fsck_finds_what_is_damaged_in_a_copy_and_sync_mends_it() {
+    let server = Server::honest(&run().path());
+    for dir in ["segments/tensors", "segments/deltas", "hashes"] {
+        for gone in [false, true] {
+            let joiner = Joiner::new();
+            joiner.sync(&[&server.url()], &["--round", "9"]);
+            joiner.sync(&[&server.url()], &["--keep"]);
+            let files = all_files(&joiner.path().join(dir)).into_iter();
+            let path = files.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            if gone {
+                fs::remove_file(&path).unwrap()
+            } else {
+                fs::write(&path, bytes).unwrap()
+            }
+            let (code, said, _) = fsck(&joiner.path());
+            // A delta without one of its files is another one.
+            let expected = if gone && dir != "segments/deltas" { 1 } else { 20 };
+            assert_eq!(code, expected, "{dir}, gone {gone}: {said}");
+            assert!(said.contains("is not whole in this copy"), "{dir}, gone {gone}: {said}");
+            let boot = joiner.path().join("sync/boot");
+            assert!(said.contains(&format!("Remove {}", boot.display())), "{said}");
+            fs::remove_file(boot).unwrap();
+            joiner.sync(&[&server.url()], &["--keep"]);
+            let (code, said, _) = fsck(&joiner.path());
+            assert_eq!(code, 0, "{dir}, gone {gone}: {said}");
+            joiner.has("12");
+        }
+    }
+}
+
+#[test]
+fn a_copy_without_a_state_yet_says_so() {
+    let lacking =
+        Server::start(&run().path(), |asked| match asked.path.starts_with("segments/tensors") {
+            true => Act::Say(404, vec![], vec![]),
+            false => Act::Honest,
+        });
+    let joiner = Joiner::new();
+    joiner.fails(1, &[&lacking.url()], &[]);
+    let (code, said, _) = fsck(&joiner.path());
+    assert!(code == 2 && said.contains("it holds no state yet"), "{said}");
+}
+
+#[test]
+fn a_copy_that_is_served_is_a_mirror_for_others() {
+    let (server, first) = (Server::honest(&run().path()), Joiner::new());
+    first.sync(&[&server.url()], &["--round", "9"]);
+    let (mirror, second) = (Serving::start(&first.path()), Joiner::new());
+    let report = second.sync(&[&mirror.1], &["--round", "9"]);
+    assert_eq!(
+        (&report["state"]["root"], number(&report["folded"])),
+        (&root(At::Round(9)).into(), 0)
+    );
+    second.has("9");
+    // What it does not hold, nor its deltas, comes from elsewhere or not at all.
+    let said = second.fails(1, &[&mirror.1], &["--round", "12"]);
+    assert!(said.contains("no mirror has"), "{said}");
+    second.sync(&[&mirror.1, &server.url()], &["--round", "12"]);
+    second.has("12");
+}
+
 #[test]
 fn what_is_no_copy_is_left_alone_and_a_second_sync_waits_its_turn() {
     let (server, joiner) = (Server::honest(&run().path()), Joiner::new());

@@ -6,8 +6,9 @@ mod common;
 
 use std::{
     fs,
+    io::{Read as _, Write as _},
     process::Stdio,
-    sync::Arc,
+    sync::{Arc, Mutex, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -16,13 +17,24 @@ use common::{
     Random,
     desk::{Miner, Run, listing, problem, text},
     miner::public,
+    served::{Served, connect, head, limits, read_reply},
 };
 use gradledger::{
-    ledger::{check::check_round, fsck::fsck, seal::FoldOptions, submit::Receipt},
+    http::uploads::Door,
+    ledger::{
+        check::check_round,
+        fsck::fsck,
+        seal::FoldOptions,
+        submit::{Receipt, Submitter},
+        uploads::{Commit, UploadDesk, UploadError},
+        writer::LedgerWriter,
+    },
+    store::config::UploadsChoice,
     types::{
         digest::Digest,
-        progress::Silent,
+        progress::{Progress, Silent},
         record::Verdict,
+        refusal::Code,
         submission::{SignatureHex, Submission},
         upload::UploadState,
     },
@@ -356,6 +368,7 @@ fn a_server_killed_at_any_moment_loses_nothing_it_acknowledged() {
     let staged: Vec<_> = (1..=4).map(|n| Arc::new(run.stage(n))).collect();
     let mut receipts: Vec<Option<Receipt>> = vec![None; 4];
     let mut arrived = vec![std::collections::BTreeSet::new(); 4];
+    let mut asked = [false; 4];
     let (mut kills, mut cut) = (0, 0);
     while receipts.iter().any(Option::is_none) {
         let desk = run.serve("");
@@ -368,8 +381,9 @@ fn a_server_killed_at_any_moment_loses_nothing_it_acknowledged() {
                 let miner = Miner::with(&run, &url, n + 1, staged[usize::from(n)].clone());
                 let mut known = arrived[usize::from(n)].clone();
                 thread::spawn(move || {
-                    let receipt = live(&miner, &mut known);
-                    (n, receipt, known)
+                    let mut asked = false;
+                    let receipt = live(&miner, &mut known, &mut asked);
+                    (n, receipt, known, asked)
                 })
             })
             .collect();
@@ -380,7 +394,8 @@ fn a_server_killed_at_any_moment_loses_nothing_it_acknowledged() {
         desk.kill();
         kills += 1;
         for miner in miners {
-            let (n, receipt, known) = miner.join().unwrap();
+            let (n, receipt, known, asks) = miner.join().unwrap();
+            asked[usize::from(n)] |= asks;
             cut += usize::from(receipt.is_none());
             arrived[usize::from(n)] = known;
             receipts[usize::from(n)] = receipt;
@@ -393,6 +408,10 @@ fn a_server_killed_at_any_moment_loses_nothing_it_acknowledged() {
         hotkeys.sort();
         hotkeys.dedup();
         assert_eq!(hotkeys.len(), logged.len(), "each statement once");
+        for (hotkey, n) in hotkeys.iter().flat_map(|hotkey| (0..4).map(move |n| (hotkey, n))) {
+            let visible = *hotkey == gradledger::types::submission::Miner::Hotkey(public(n + 1));
+            assert!(!visible || asked[usize::from(n)], "{hotkey} is there and did not commit");
+        }
         for receipt in receipts.iter().flatten() {
             let (_, entry) = &logged[receipt.index as usize];
             let Submission::Signed(signed) = entry else { unreachable!() };
@@ -409,8 +428,12 @@ fn key(run: &Run) -> gradledger::merkle::note::VerifierKey {
 }
 
 /// Sends what is missing until the server dies or gives the receipt; `known` are acknowledged parts,
-/// none of which may be asked for again.
-fn live(miner: &Miner, known: &mut std::collections::BTreeSet<u64>) -> Option<Receipt> {
+/// none of which may be asked for again, and `asked` is whether a commit was sent.
+fn live(
+    miner: &Miner,
+    known: &mut std::collections::BTreeSet<u64>,
+    asked: &mut bool,
+) -> Option<Receipt> {
     let ask = |request: &common::desk::SignedRequest| {
         let common::desk::SignedRequest { method, path, headers, body } = request;
         let question =
@@ -450,6 +473,7 @@ fn live(miner: &Miner, known: &mut std::collections::BTreeSet<u64>) -> Option<Re
             known.insert(part.offset);
         }
     }
+    *asked = true;
     loop {
         let sent = ask(&miner.committing().sign())?;
         match sent.status {
@@ -543,6 +567,192 @@ fn twenty_miners_at_once_are_all_logged_in_bounded_memory() {
     let report = run.document("seal LEDGER --round 1 --json", "");
     let accepted = if side.is_some() { 1 } else { usize::from(MINERS) };
     assert_eq!(report["accepted"].as_array().unwrap().len(), accepted);
+}
+
+/// What a server's log says of requests: status and path of each, and what was no request.
+fn logged(log: &str) -> (Vec<(u64, String)>, Vec<String>) {
+    let (mut answered, mut others) = (Vec::new(), Vec::new());
+    for line in log.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        let fields = &line["fields"];
+        match fields["message"].as_str().unwrap() {
+            "answered" => {
+                let path = line["span"]["path"].as_str().unwrap().to_owned();
+                assert!(line["span"]["peer"].as_str().unwrap().starts_with("127.0.0.1:"));
+                answered.push((fields["status"].as_u64().unwrap(), path));
+            }
+            message => others.push(format!("{message} {}", fields["error"])),
+        }
+    }
+    (answered, others)
+}
+
+/// Bytes as they are, and what comes back until the server closes.
+fn raw(url: &str, bytes: &[u8]) -> String {
+    let mut stream = connect(url.trim_start_matches("http://").parse().unwrap());
+    // A server that has heard enough closes before all is written.
+    let _ = stream.write_all(bytes);
+    let mut answer = Vec::new();
+    let _ = stream.read_to_end(&mut answer);
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+/// The tricks of a hostile client, one after the other: each is refused, and told of in the log.
+#[test]
+fn what_a_hostile_client_tries_is_refused_and_logged() {
+    let run = Run::new(2, 256);
+    run.configure(SMALL);
+    let words =
+        "serve LEDGER --uploads --listen 127.0.0.1:0 --metrics off --json --log-format json";
+    let desk = run.start(&format!("{words} --head-timeout-s 1 --connections-per-address-max 8"));
+    let (miner, other) = (Miner::new(&run, &desk.url, 1, 1), Miner::new(&run, &desk.url, 2, 2));
+    let (state, others) = (miner.create(), other.create());
+    let (token, stolen) = (state.token.unwrap(), others.token.unwrap());
+    assert_eq!(miner.put("hashes", None, token, &miner.staged.hashes().unwrap()).status, 204);
+    let (mut expected, parts) = (Vec::new(), format!("/v1/uploads/{}/parts", miner.id()));
+    let mut refused =
+        |sent: gradledger::store::remote::Sent, path: &str, status: u16, code: &str| {
+            assert_eq!(problem(&sent), (status, code.to_owned()), "{}", text(&sent));
+            expected.push((u64::from(status), path.to_owned()));
+        };
+    // Replayed signature, wrong body, wrong path, wrong method, forged, too old.
+    let good = miner.creating().sign();
+    assert_eq!(miner.send(&good).status, 200);
+    refused(miner.send(&good), "/v1/uploads", 401, "replayed");
+    let mut body = miner.creating().sign();
+    body.body.push(b' ');
+    refused(miner.send(&body), "/v1/uploads", 401, "bad-signature");
+    let mut elsewhere = miner.creating();
+    elsewhere.path = format!("/v1/uploads/{}/commit", miner.id());
+    refused(miner.send(&elsewhere.sign()), &elsewhere.path, 401, "wrong-path");
+    let mut old = miner.creating();
+    old.skew_ms = -9_000;
+    refused(miner.send(&old.sign()), "/v1/uploads", 401, "clock");
+    // A stolen token, a made-up one, a part that is too long, one that is another.
+    let part = state.missing[0];
+    let (bytes, at) = (miner.staged.part(part).unwrap(), format!("offset={}", part.offset));
+    let put = |token, bytes: &[u8]| miner.put("parts", Some(&at), token, bytes);
+    refused(put(stolen, &bytes), &parts, 403, "wrong-token");
+    refused(put(Digest([7; 32]), &bytes), &parts, 403, "wrong-token");
+    refused(put(token, &[&bytes[..], &[0]].concat()), &parts, 413, "too-long");
+    refused(put(token, &vec![0; bytes.len()]), &parts, 422, "wrong-piece");
+    // Traversal.
+    let key = fs::read_to_string(run.ledger().join("keys/log.key")).unwrap();
+    for path in ["/v1/files/log/../keys/log.key", "/v1/files/tables/..%2fkeys%2flog.key"] {
+        let answer = raw(&desk.url, head("GET", path, &[], true).as_bytes());
+        assert!(answer.starts_with("HTTP/1.1 404 ") && !answer.contains(&key), "{answer}");
+        expected.push((404, path.to_owned()));
+    }
+    // A flood of ranges is one answer, the whole; it costs no more than a plain request.
+    let path = "/v1/files/log/rounds/tree-state";
+    let ranges = format!("range: bytes={}", ["0-0"; 9_000].join(","));
+    let whole = fs::read(run.ledger().join("log/rounds/tree-state")).unwrap();
+    let answer = raw(&desk.url, head("GET", path, &[&ranges], true).as_bytes());
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(answer.split_once("\r\n\r\n").unwrap().1.len(), whole.len());
+    expected.push((200, path.to_owned()));
+    // An endless header, a head that never ends, no HTTP at all.
+    let begun = Instant::now();
+    let endless = [b"GET /healthz HTTP/1.1\r\nx: ".to_vec(), vec![b'y'; 1 << 20]].concat();
+    let answer = raw(&desk.url, &endless);
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431 "), "{answer}");
+    assert_eq!(raw(&desk.url, b"GET /healthz HTTP/1.1\r\nhost: x\r\nx: y"), "");
+    let answer = raw(&desk.url, b"\x16\x03\x01 is TLS\r\n\r\n");
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    // More connections than one address may have.
+    let address = desk.url.trim_start_matches("http://").parse().unwrap();
+    let flood: Vec<_> = (0..8).map(|_| connect(address)).collect();
+    let mut more = connect(address);
+    assert_eq!(read_reply(&mut more, "GET").unwrap().status, 429);
+    drop((flood, more));
+
+    let begun = Instant::now();
+    loop {
+        let (answered, others) = logged(&run.log());
+        let told =
+            |what: &str, times| others.iter().filter(|line| line.contains(what)).count() >= times;
+        let every = expected.iter().all(|line| {
+            let count = |all: &[(u64, String)]| all.iter().filter(|other| *other == line).count();
+            count(&answered) >= count(&expected)
+        });
+        if every && told("without a request that reads", 3) && told("one connection too many", 1) {
+            break;
+        }
+        let left = begun.elapsed() < Duration::from_secs(10);
+        assert!(left, "{expected:?} in {answered:?}, and {others:?}");
+        thread::sleep(Duration::from_millis(50));
+    }
+    // It goes on to serve who is honest, and nothing of what was refused is in the log.
+    assert_eq!(run.open().submissions_log().size(), 0);
+    miner.send_all();
+    assert_eq!(miner.commit().index, 0);
+}
+
+/// A seal that waits in its first step until it is let go.
+struct Held {
+    begun: Mutex<Option<mpsc::Sender<()>>>,
+    go: Mutex<mpsc::Receiver<()>>,
+}
+
+impl Progress for Held {
+    fn begin(&self, _: &str, _: u64) {
+        if let Some(begun) = self.begun.lock().unwrap().take() {
+            begun.send(()).unwrap();
+            self.go.lock().unwrap().recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+    }
+    fn advance(&self, _: u64) {}
+    fn end(&self) {}
+    fn note(&self, _: &str) {}
+}
+
+#[test]
+fn what_comes_while_the_round_is_sealed_is_told_to_wait_and_then_that_it_is_late() {
+    let run = Run::new(4, 64);
+    let submitter = Submitter::start(LedgerWriter::open(&run.ledger(), None).unwrap());
+    let choice = UploadsChoice { disk_reserve_bytes: 0, ..UploadsChoice::default() };
+    let desk = Arc::new(UploadDesk::open(&run.open(), submitter.handle(), choice).unwrap());
+    let served = Served::start(&run.ledger(), limits());
+    served.node.open_uploads(Arc::new(Door::new(desk.clone())));
+    let url = format!("http://{}", served.address);
+    let miner = |number: u8| Miner::new(&run, &url, number, number.into());
+    let [counts, slow, waits, comes] = [1, 2, 3, 4].map(miner);
+    for sends in [&counts, &slow, &waits] {
+        sends.send_all();
+    }
+    let receipt = counts.commit();
+    // It was taken before the seal began, and its delta is in no place yet.
+    let committing = slow.committing();
+    let begun = desk.commit(slow.id(), &committing.request, public(2)).unwrap();
+    let Commit::Pending(pending) = begun else { panic!("nothing was committed yet") };
+
+    let (begun, begins) = mpsc::channel();
+    let (let_go, go) = mpsc::channel();
+    let held = Arc::new(Held { begun: Mutex::new(Some(begun)), go: Mutex::new(go) });
+    let sealing = desk.clone();
+    let sealing = thread::spawn(move || sealing.seal(None, FoldOptions::default(), held));
+    begins.recv_timeout(Duration::from_secs(60)).unwrap();
+    for request in [waits.committing().sign(), comes.creating().sign()] {
+        let sent = comes.send(&request);
+        assert_eq!(problem(&sent), (409, "sealing".into()), "{}", request.path);
+        assert_eq!(sent.retry_after_s, Some(10));
+        assert!(text(&sent).contains("round 1 is being sealed"), "{}", text(&sent));
+    }
+    assert_eq!(run.open().submissions_log().size(), 1);
+    let_go.send(()).unwrap();
+    let report = sealing.join().unwrap().unwrap();
+    assert_eq!((report.round, report.accepted.len()), (1, 1));
+
+    assert_eq!(problem(&waits.send(&waits.committing().sign())), (409, "late".into()));
+    assert_eq!(problem(&comes.send(&comes.creating().sign())), (409, "late".into()));
+    let late = pending.run().unwrap_err();
+    assert!(matches!(&late, UploadError::Refused(r) if r.code == Code::Late), "{late}");
+    assert_eq!(counts.commit(), receipt, "what counted has its receipt still");
+    assert_eq!(run.open().submissions_log().size(), 1);
+    drop(served);
+    submitter.finish();
+    fsck(&run.open(), FoldOptions::default(), &Silent).unwrap();
 }
 
 #[test]

@@ -674,12 +674,30 @@ fn an_open_round_is_spelled_so() {
 fn dropped_states_are_spelled_so() {
     let dir = tempfile::tempdir().unwrap();
     let place = Place::new(Arc::new(Disk), dir.path());
-    assert_eq!(Retention::load(&place).unwrap(), Retention::new(vec![]));
-    let retention = Retention::new(vec![[1, 49], [51, 51]]);
-    retention.save(&place).unwrap();
-    let spelled = fs::read(place_of("retention.json")).unwrap();
-    assert_eq!(fs::read(dir.path().join("retention.json")).unwrap(), spelled);
-    assert_eq!(Retention::load(&place).unwrap(), retention);
+    assert_eq!(Retention::load(&place).unwrap(), Retention::Dropped(vec![]));
+    let held = [all(4), all(1)].into();
+    for (retention, vector) in [
+        (Retention::Dropped(vec![[1, 49], [51, 51]]), "retention.json"),
+        (Retention::Held(held), "retention-of-copy.json"),
+    ] {
+        retention.save(&place).unwrap();
+        let spelled = fs::read(place_of(vector)).unwrap();
+        assert_eq!(fs::read(dir.path().join("retention.json")).unwrap(), spelled);
+        assert_eq!(Retention::load(&place).unwrap(), retention);
+    }
+    let (one, other) = (all(1), all(4));
+    for refused in [
+        format!(r#"{{"held":["{other}","{one}"],"version":2}}"#),
+        format!(r#"{{"held":["{one}","{one}"],"version":2}}"#),
+        format!(r#"{{"held":["{one}"],"version":1}}"#),
+        r#"{"dropped":[],"version":2}"#.to_owned(),
+        r#"{"dropped":[],"held":[],"version":2}"#.to_owned(),
+        r#"{"version":2}"#.to_owned(),
+        r#"{"held":[],"version":3}"#.to_owned(),
+    ] {
+        fs::write(dir.path().join("retention.json"), &refused).unwrap();
+        assert!(Retention::load(&place).is_err(), "{refused}");
+    }
 }
 
 #[test]

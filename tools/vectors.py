@@ -857,6 +857,7 @@ def main():
     write("receipt.json", json.dumps(receipt(), indent=2, ensure_ascii=False).encode())
     write("open-round.json", canonical({"round": 62840, "listed": [7, 3, 41], "reserve": [200, HASH["4"]]}))
     write("retention.json", canonical({"dropped": [[1, 49], [51, 51]], "version": 1}))
+    write("retention-of-copy.json", canonical({"held": [HASH["1"], HASH["4"]], "version": 2}))
 
 
 if __name__ == "__main__":

@@ -318,7 +318,7 @@ pub fn export(args: &ExportArgs, progress: &dyn Progress) -> Done {
             let place = scratch.insert(scratch_beside(&args.out)?);
             rebuild(&ledger, round, place, (&args.fold).into(), progress)
         }
-        _ => ledger.checkpoint(state).map_err(LedgerError::from),
+        at => kept.require(&ledger, at).and_then(|id| Ok(ledger.checkpoint(id)?)),
     };
     let done =
         checkpoint.map_err(CliError::from).and_then(|c| export_to(args, &ledger, &c, progress));
@@ -578,8 +578,9 @@ pub fn fsck(args: &FsckArgs, progress: &dyn Progress) -> Done {
     let report = check_ledger(&ledger, (&args.fold).into(), progress)?;
     print(args.json, &report, || {
         format!(
-            "everything agrees: {} log entries, {} states{}, {} deltas, {} refused files, {} rounds \
+            "{} agrees: {} log entries, {} states{}, {} deltas, {} refused files, {} rounds \
              folded again, {} hashed\n",
+            if report.copy { "what this copy holds" } else { "everything" },
             report.log_entries,
             report.checkpoints,
             if report.dropped > 0 {

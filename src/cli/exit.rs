@@ -212,7 +212,9 @@ fn ledger_code(error: &LedgerError) -> u8 {
         LedgerError::Fold(crate::fold::FoldError::Store(error))
         | LedgerError::Store(error)
         | LedgerError::Export(crate::export::ExportError::Store(error)) => store_code(error),
-        LedgerError::StateLost { source, .. } => store_code(source),
+        LedgerError::StateLost { source, .. } | LedgerError::CopyDamaged { source, .. } => {
+            store_code(source)
+        }
         LedgerError::Note(_)
         | LedgerError::GenesisKeys(_)
         | LedgerError::Rotation { .. }
@@ -231,6 +233,8 @@ fn ledger_code(error: &LedgerError) -> u8 {
         | LedgerError::RoundNotOpen { .. }
         | LedgerError::NoTensor { .. }
         | LedgerError::Dropped { .. }
+        | LedgerError::NotHeld { .. }
+        | LedgerError::Copy { .. }
         | LedgerError::Peers(_) => USAGE,
         _ => FAILURE,
     }

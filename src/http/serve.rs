@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     convert::Infallible,
-    fs, io,
+    io,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -29,15 +29,13 @@ use super::{
     pace::{Pace, Paced},
     routes::{App, Reply},
 };
+use crate::store::{config::CONNECTIONS_MAX, machine};
 
 /// Most bytes of a request's head, and of what is read ahead.
 const HEAD_BYTES_MAX: usize = 64 << 10;
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
-
-/// Files that are open beside those of connections.
-const FILES_BESIDE: usize = 128;
 
 /// How long the system is given when it has no more sockets.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -71,7 +69,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections_max: 1024,
+            connections_max: CONNECTIONS_MAX,
             connections_per_address_max: 256,
             head_timeout: Duration::from_secs(30),
             stall_timeout: Duration::from_secs(60),
@@ -188,26 +186,19 @@ async fn listen(address: SocketAddr, flag: &'static str) -> Result<TcpListener, 
     TcpListener::bind(address).await.map_err(refused)
 }
 
-/// Fewer connections if the system would not give them files: a socket and a blob's file each.
+/// Fewer connections if the system would not give them files.
 fn within_files(limits: Limits) -> Limits {
-    let Some(files) = open_files_max() else { return limits };
-    let most = (files.saturating_sub(FILES_BESIDE) / 2).max(1);
-    if limits.connections_max > most {
+    let Some(files) = machine::open_files_max() else { return limits };
+    let most = usize::try_from(machine::connections_within(files)).unwrap_or(usize::MAX);
+    let asked = limits.connections_max;
+    if asked > most {
         tracing::warn!(
-            most,
-            asked = limits.connections_max,
-            files,
-            "fewer connections than asked for: the limit of open files (ulimit -n) is too low"
+            "at most {most} connections at once, not {asked}: {files} files may be open here, and `ulimit \
+             -n {}` in the shell or unit that starts the server would allow all",
+            machine::open_files_for(asked as u64)
         );
     }
-    Limits { connections_max: limits.connections_max.min(most), ..limits }
-}
-
-/// The process' limit of open files, where the system tells.
-fn open_files_max() -> Option<usize> {
-    let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+    Limits { connections_max: asked.min(most), ..limits }
 }
 
 /// Who comes in, and who is in.
@@ -331,8 +322,13 @@ impl Door {
                 Some(watcher) => watcher.watch(connection).await,
                 None => connection.await,
             };
-            if let Err(error) = ended {
-                tracing::debug!(%peer, %error, "a connection ended early");
+            match ended {
+                // No request came of it, so no other line tells of it.
+                Err(error) if error.is_parse() || error.is_timeout() => {
+                    tracing::info!(%peer, %error, "a connection without a request that reads");
+                }
+                Err(error) => tracing::debug!(%peer, %error, "a connection ended early"),
+                Ok(()) => {}
             }
         }
     }

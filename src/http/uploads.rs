@@ -5,6 +5,9 @@
 //! with. Checks run cheapest first: rate of the address, headers, clock, whether the hotkey is listed,
 //! signature, replay, rate of the hotkey; then [`UploadDesk`] decides.
 
+mod problem;
+mod table;
+
 use std::{
     net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
@@ -17,28 +20,28 @@ use hyper::{
     Method, StatusCode,
     header::{AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
-use serde_json::{Value, json};
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
     Node,
     body::RequestBody,
-    endpoint::{Answer, Call, Endpoint, Response, json_answer},
+    endpoint::{Answer, Call, Response, json_answer},
     problem::Problem,
     quota::{Buckets, neighbourhood},
 };
 use crate::{
     codec::{
-        epistula::{Envelope, EpistulaError, Seen},
+        epistula::{Envelope, Seen},
         parts::PART_BYTES_MAX,
     },
     ledger::{
         submit::check_listed,
         uploads::{Commit, UploadDesk, UploadError},
     },
-    store::uploads::ArrivalError,
-    types::{digest::Digest, json::INTEGER_MAX, refusal::Code, upload::UploadRequest},
+    types::{digest::Digest, json::INTEGER_MAX, upload::UploadRequest},
 };
+
+pub use self::table::endpoints;
 
 /// Largest body of a signed request.
 const REQUEST_BYTES_MAX: usize = 16 << 10;
@@ -88,81 +91,6 @@ impl Door {
         let taken = self.hotkeys.take(hotkey, Instant::now());
         taken.map_err(|wait| too_many("of this hotkey", wait))
     }
-}
-
-/// The endpoints.
-pub fn endpoints() -> Vec<Endpoint> {
-    let digest = || json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
-    let at = |method, template, summary: &'static str| match method {
-        "POST" => {
-            Endpoint::new(Method::POST, template, summary, |call| async { route(call).await })
-        }
-        "PUT" => Endpoint::new(Method::PUT, template, summary, |call| async { route(call).await }),
-        "DELETE" => {
-            Endpoint::new(Method::DELETE, template, summary, |call| async { route(call).await })
-        }
-        _ => Endpoint::get(template, summary, |call| async { route(call).await }),
-    };
-    let signed = |endpoint: Endpoint| {
-        refusals(endpoint.takes("application/json", request_schema()))
-            .problem(StatusCode::CONFLICT, "the log as it stands does not take it, or not yet")
-            .problem(StatusCode::UNPROCESSABLE_ENTITY, "the delta is not what the model asks for")
-    };
-    let bytes = |endpoint: Endpoint| {
-        refusals(endpoint.path("id", digest()))
-            .takes("application/octet-stream", json!({"type": "string", "format": "binary"}))
-            .answer(StatusCode::NO_CONTENT, "it is durable", None, Value::Null)
-            .problem(StatusCode::CONFLICT, "not now, or not there")
-            .problem(StatusCode::LENGTH_REQUIRED, "no Content-Length")
-            .problem(StatusCode::UNPROCESSABLE_ENTITY, "the bytes are not what they should be")
-    };
-    vec![
-        signed(at("POST", "/v1/uploads", "Announces a delta; signed by the hotkey."))
-            .json("what is to be sent, and the token", state_schema())
-            .answer(
-                StatusCode::CREATED,
-                "as 200, of an upload that is new",
-                Some("application/json"),
-                state_schema(),
-            ),
-        refusals(at("GET", "/v1/uploads/{id}", "How far an upload has come.").path("id", digest()))
-            .json("what is still to be sent", state_schema()),
-        refusals(at("DELETE", "/v1/uploads/{id}", "Gives an upload up.").path("id", digest()))
-            .answer(StatusCode::NO_CONTENT, "it is gone", None, Value::Null)
-            .problem(StatusCode::CONFLICT, "it is being committed"),
-        bytes(at("PUT", "/v1/uploads/{id}/hashes", "Sends the delta's hashes file.")),
-        bytes(at("PUT", "/v1/uploads/{id}/parts", "Sends a part of the delta."))
-            .query("offset", json!({"type": "integer", "minimum": 0})),
-        signed(
-            at("POST", "/v1/uploads/{id}/commit", "Submits what was sent; signed by the hotkey.")
-                .path("id", digest()),
-        )
-        .json("the receipt", json!({"type": "object"}))
-        .answer(
-            StatusCode::ACCEPTED,
-            "it is being committed: commit again",
-            None,
-            Value::Null,
-        ),
-    ]
-}
-
-fn refusals(endpoint: Endpoint) -> Endpoint {
-    endpoint
-        .problem(StatusCode::BAD_REQUEST, "it cannot be read")
-        .problem(StatusCode::UNAUTHORIZED, "not signed, or not as it should be; no token")
-        .problem(StatusCode::FORBIDDEN, "whoever it is may not upload here")
-        .problem(StatusCode::NOT_FOUND, "no such upload")
-        .problem(StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than it may be")
-        .problem(StatusCode::TOO_MANY_REQUESTS, "later: too many, too much, or the disk is full")
-}
-
-fn request_schema() -> Value {
-    json!({"type": "object", "required": ["method", "path", "run", "round", "base", "delta"]})
-}
-
-fn state_schema() -> Value {
-    json!({"type": "object", "required": ["schema_version", "id", "committed", "missing"]})
 }
 
 /// Answers a call, and reads what is left of its body first: else a client that is still sending would
@@ -409,71 +337,6 @@ async fn receive(
     };
     call.node.blocking(finish).await?;
     Ok(no_content())
-}
-
-impl From<EpistulaError> for Problem {
-    fn from(error: EpistulaError) -> Self {
-        let code = match error {
-            EpistulaError::TooMany => {
-                return Self::busy("too many signed requests at once");
-            }
-            EpistulaError::Clock { .. } => "clock",
-            EpistulaError::Replayed => "replayed",
-            EpistulaError::Key(_) | EpistulaError::Signature(_) => "bad-signature",
-            _ => "not-signed",
-        };
-        Self::new(StatusCode::UNAUTHORIZED, code, error.to_string())
-    }
-}
-
-impl From<UploadError> for Problem {
-    fn from(error: UploadError) -> Self {
-        use StatusCode as S;
-        let (status, code) = match &error {
-            UploadError::Refused(refusal) => (refused(refusal.code), refusal.code.as_str()),
-            UploadError::Unknown { .. } => (S::NOT_FOUND, "unknown-upload"),
-            UploadError::Token => (S::FORBIDDEN, "wrong-token"),
-            UploadError::Other { .. } => (S::BAD_REQUEST, "other-upload"),
-            UploadError::Sealing { .. } => (S::CONFLICT, "sealing"),
-            UploadError::HashesFirst => (S::CONFLICT, "hashes-first"),
-            UploadError::Offset { .. } => (S::CONFLICT, "wrong-offset"),
-            UploadError::Length { expected, found } if found > expected => {
-                (S::PAYLOAD_TOO_LARGE, "too-long")
-            }
-            UploadError::Length { .. } => (S::BAD_REQUEST, "too-short"),
-            UploadError::Incomplete { .. } => (S::CONFLICT, "incomplete"),
-            UploadError::Committing => (S::CONFLICT, "committing"),
-            UploadError::Committed => (S::CONFLICT, "committed"),
-            UploadError::Quota { .. } | UploadError::Arriving => (S::TOO_MANY_REQUESTS, "quota"),
-            UploadError::Space { .. } | UploadError::Full => (S::TOO_MANY_REQUESTS, "disk-full"),
-            UploadError::Damaged(_) => (S::CONFLICT, "damaged"),
-            UploadError::Arrival(arrival) if arrival.is_ours() => return Self::internal(error),
-            UploadError::Arrival(ArrivalError::Sha256 { .. }) => {
-                (S::UNPROCESSABLE_ENTITY, "wrong-sha256")
-            }
-            UploadError::Arrival(ArrivalError::Piece { .. }) => {
-                (S::UNPROCESSABLE_ENTITY, "wrong-piece")
-            }
-            UploadError::Arrival(_) => (S::UNPROCESSABLE_ENTITY, "wrong-hashes"),
-            UploadError::Ledger(_) => return Self::internal(error),
-        };
-        let problem = Self::new(status, code, error.to_string());
-        match error.retry_after_s() {
-            Some(seconds) => problem.with(RETRY_AFTER, &seconds.to_string()),
-            None => problem,
-        }
-    }
-}
-
-fn refused(code: Code) -> StatusCode {
-    match code {
-        Code::BadSignature => StatusCode::UNAUTHORIZED,
-        Code::NotListed => StatusCode::FORBIDDEN,
-        Code::Late | Code::WrongRound | Code::WrongBase | Code::DuplicateSubmission => {
-            StatusCode::CONFLICT
-        }
-        _ => StatusCode::UNPROCESSABLE_ENTITY,
-    }
 }
 
 /// Drops what has expired, again and again.

@@ -146,16 +146,31 @@ pub fn check_rotations(ledger: &Ledger) -> Result<(), LedgerError> {
 ///
 /// [`LedgerError::Disagrees`] with the first thing that does not follow.
 pub fn check_round(ledger: &Ledger, position: usize) -> Result<CheckedRound, LedgerError> {
+    let (checked, submissions) = derive_round(ledger, position)?;
+    let round = ledger.sealed()[position].record.round;
+    for (index, submission) in &submissions {
+        check_statement(ledger.run_id(), round, *index, submission)?;
+    }
+    Ok(checked)
+}
+
+/// As [`check_round`], without the signatures of the miners' statements, each of which costs as much as
+/// all else of a submission together: for whoever shows a round. Gives its submissions, too.
+///
+/// # Errors
+///
+/// As [`check_round`].
+pub fn derive_round(
+    ledger: &Ledger,
+    position: usize,
+) -> Result<(CheckedRound, Vec<(u64, Submission)>), LedgerError> {
     let Sealed { record, .. } = &ledger.sealed()[position];
     let before = Before::of(ledger, position);
     check_record(record, &before)?;
     let submissions = check_window(ledger, record, &before)?;
-    for (index, submission) in &submissions {
-        check_statement(ledger.run_id(), record.round, *index, submission)?;
-    }
     let checked = derive(record, &submissions);
     check_dispositions(record, &checked)?;
-    Ok(checked)
+    Ok((checked, submissions))
 }
 
 /// Checks what a record says of the one before it, and its lists.

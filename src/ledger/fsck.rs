@@ -1,5 +1,7 @@
 //! Checking a whole ledger: every log hash, every stored byte, every scalar and every fold again.
 
+mod copy;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
@@ -37,6 +39,9 @@ use super::{
 /// What was found in order.
 #[derive(Debug, Default, Serialize)]
 pub struct FsckReport {
+    /// Whether it is a copy that `sync` made: then what it holds was checked, and rounds are those that
+    /// could be folded.
+    pub copy: bool,
     /// Entries of both logs.
     pub log_entries: u64,
     /// Distinct states whose every byte was hashed, once whether for itself or to be folded.
@@ -61,23 +66,23 @@ pub struct FsckReport {
 /// not a forger: that is `audit` with keys from outside); records against the logs; every round folded
 /// again, over dropped states from the last kept one; every tensor of a kept state, every delta, plan,
 /// disposition and quarantined file against its digest. What the folds read was compared as it was read,
-/// and is not hashed again.
+/// and is not hashed again. Of a copy, what it holds.
 ///
 /// # Errors
 ///
 /// The first thing that disagrees; [`LedgerError::StateLost`] if a file of a state is gone that no gc
-/// dropped.
+/// dropped; [`LedgerError::CopyDamaged`] if one of a copy is, or is another.
 pub fn fsck(
     ledger: &Ledger,
     options: FoldOptions,
     progress: &dyn Progress,
 ) -> Result<FsckReport, LedgerError> {
-    let mut report = FsckReport { log_entries: logs(ledger)?, ..FsckReport::default() };
-    for file in given_files(ledger)? {
-        report.files += 1;
-        report.bytes += file.bytes();
-    }
     let (pool, kept) = (thread_pool(options.threads)?, Kept::load(ledger)?);
+    if kept.is_of_copy() {
+        return copy::fsck(ledger, &kept, options, progress);
+    }
+    let mut report = FsckReport { log_entries: logs(ledger)?, ..FsckReport::default() };
+    given(ledger, &mut report)?;
     let states = states(ledger, &kept)?;
     rounds(ledger, &mut report)?;
     let read = fold_all(ledger, options, progress)?;
@@ -87,6 +92,14 @@ pub fn fsck(
     })?;
     plans(ledger, &mut report)?;
     Ok(report)
+}
+
+fn given(ledger: &Ledger, report: &mut FsckReport) -> Result<(), StoreError> {
+    for file in given_files(ledger)? {
+        report.files += 1;
+        report.bytes += file.bytes();
+    }
+    Ok(())
 }
 
 /// What the folds read, each byte compared with its digest.

@@ -124,9 +124,12 @@ impl GcPlan {
 ///
 /// # Errors
 ///
-/// [`LedgerError`] if the logs or the directories cannot be read.
+/// [`LedgerError`] if the logs or the directories cannot be read; [`LedgerError::Copy`] of a copy.
 pub fn plan(ledger: &Ledger, keep_every: NonZeroU64) -> Result<GcPlan, LedgerError> {
     let before = Kept::load(ledger)?;
+    if before.is_of_copy() {
+        return Err(LedgerError::Copy { path: ledger.place().root.clone() });
+    }
     let after = before.thinned(ledger, keep_every);
     let dropped: Vec<usize> = (0..ledger.sealed().len())
         .filter(|&position| before.has_after(position) && !after.has_after(position))
@@ -146,7 +149,7 @@ pub fn plan(ledger: &Ledger, keep_every: NonZeroU64) -> Result<GcPlan, LedgerErr
         freed: freed(&removals),
         obstacles,
     };
-    Ok(GcPlan { report, retention: Retention::new(after.dropped(ledger)), removals })
+    Ok(GcPlan { report, retention: Retention::Dropped(after.dropped(ledger)), removals })
 }
 
 /// Drops all states but the genesis, the newest and every `keep_every`-th, and removes what nothing
@@ -165,7 +168,8 @@ pub fn gc(
     if !plan.refused() {
         let recorded = Retention::load(ledger.place()).map_err(StoreError::from)?;
         // Also if it reads so already: a process that was killed may have left it not durable.
-        let in_doubt = !plan.removals.is_empty() && !plan.retention.dropped().is_empty();
+        let dropped_any = plan.retention != Retention::Dropped(Vec::new());
+        let in_doubt = !plan.removals.is_empty() && dropped_any;
         if in_doubt || recorded != plan.retention {
             plan.retention.save(ledger.place()).map_err(StoreError::from)?;
         }
@@ -188,7 +192,7 @@ fn missing(ledger: &Ledger, after: &Kept, dropped: &[usize]) -> Result<Vec<Obsta
     let layout = ledger.layout()?;
     // Dropped states that are folded from the same kept one.
     for run in dropped.chunk_by(|a, b| after.start(*a) == after.start(*b)) {
-        let (start, last) = (after.start(run[0]), run[run.len() - 1]);
+        let (start, last) = (start(after, run[0]), run[run.len() - 1]);
         let (base, id) = (base_name(ledger, start).round, ledger.sealed()[start].record.base);
         obstacles.extend(incomplete(ledger, base, id));
         obstacles.extend(lost_deltas(ledger, &layout, start..last + 1)?);
@@ -229,6 +233,11 @@ fn lost_deltas(
     Ok(obstacles)
 }
 
+/// Where a replay of the round at `position` starts.
+fn start(kept: &Kept, position: usize) -> usize {
+    kept.start(position).expect("a ledger keeps its genesis")
+}
+
 /// Runs of rounds whose replay starts from an older state than before.
 fn replays(ledger: &Ledger, before: &Kept, after: &Kept) -> Vec<ReplayFrom> {
     let older = |&position: &usize| after.start(position) < before.start(position);
@@ -238,7 +247,7 @@ fn replays(ledger: &Ledger, before: &Kept, after: &Kept) -> Vec<ReplayFrom> {
         .map(|run| ReplayFrom {
             first: ledger.sealed()[run[0]].record.round,
             last: ledger.sealed()[run[run.len() - 1]].record.round,
-            from: base_name(ledger, after.start(run[0])),
+            from: base_name(ledger, start(after, run[0])),
         })
         .collect()
 }

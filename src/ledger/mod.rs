@@ -140,6 +140,22 @@ pub enum LedgerError {
          of before"
     )]
     StateLost { state: retention::StateName, source: StoreError },
+    #[error(
+        "{state} is not in this copy, nor can it be folded from what is: it holds {}. `gradledger sync \
+         URL... DIR` brings it the newest state, `--round` another, and `--keep` keeps several with \
+         their deltas", .holds.map_or("no state yet".to_owned(), |holds| holds.to_string())
+    )]
+    NotHeld { state: retention::StateName, holds: Option<retention::StateName> },
+    #[error(
+        "{what} is not whole in this copy: {source}. Remove {boot} and run `gradledger sync` again: then it \
+         hashes what is here, and fetches what is missing or damaged", boot = boot.display()
+    )]
+    CopyDamaged { what: String, boot: PathBuf, source: StoreError },
+    #[error(
+        "{path} is a copy: `sync` without --keep leaves one state in it, and there is nothing to gain",
+        path = path.display()
+    )]
+    Copy { path: PathBuf },
     #[error("round {round} cannot follow round {last}: rounds only go up")]
     RoundOrder { round: u64, last: u64 },
     #[error(
@@ -535,11 +551,22 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// [`StoreError`] if the genesis' manifest is missing.
+    /// [`StoreError`] if the manifests of the states that are kept are missing.
     pub fn layout(&self) -> Result<Layout, LedgerError> {
-        // Names and shapes never change in a run, so any of its manifests would do.
-        let checkpoint = self.checkpoint(self.newest())?;
-        Ok(Layout::of(checkpoint.manifest(), self.rule())?)
+        Ok(Layout::of(self.some_state()?.manifest(), self.rule())?)
+    }
+
+    /// The newest state, in a copy one that it holds: names and shapes never change in a run, so any of
+    /// its manifests will do for them.
+    fn some_state(&self) -> Result<StoredCheckpoint, LedgerError> {
+        match self.checkpoint(self.newest()) {
+            Err(error) if error.is_not_found() => {
+                let kept = retention::Kept::load(self)?;
+                let held = kept.any(self).filter(|_| kept.is_of_copy());
+                Ok(self.checkpoint(held.ok_or(error)?)?)
+            }
+            found => Ok(found?),
+        }
     }
 
     /// Submissions `range` with their indices.

@@ -145,7 +145,7 @@ pub fn replay(
     progress: &dyn Progress,
 ) -> Result<ReplayReport, LedgerError> {
     let (kept, wanted) = (Kept::load(ledger)?, positions(ledger, &options.rounds)?);
-    let start = kept.start(wanted.start);
+    let start = kept.require_start(ledger, wanted.start)?;
     let (from, folded_before) = (base_name(ledger, start), wanted.start - start);
     if folded_before > 0 {
         progress.note(&format!(
@@ -186,7 +186,7 @@ pub fn rebuild(
     progress: &dyn Progress,
 ) -> Result<StoredCheckpoint, LedgerError> {
     let (kept, position) = (Kept::load(ledger)?, ledger.position(round)?);
-    let span = kept.start(position)..position + 1;
+    let span = kept.require_start(ledger, position)?..position + 1;
     let options = ReplayOptions { rounds: round..=round, tensor: None, fold };
     let base = ledger.checkpoint(ledger.sealed()[span.start].record.base)?;
     let mut rebuilt = Rebuilt::new(base, scratch, scratch.root == ledger.place().root)?;
@@ -264,11 +264,15 @@ fn passes(
 ) -> Result<Vec<Pass>, LedgerError> {
     let mut spans: Vec<Pass> = Vec::new();
     for position in positions {
-        if spans.is_empty() || kept.start(position) == position {
+        if spans.is_empty() || kept.start(position) == Some(position) {
             spans.push(Vec::new());
         }
         let span = spans.last_mut().expect("it was pushed");
-        span.push((position, check_round(ledger, position)?));
+        let checked = check_round(ledger, position)?;
+        if kept.is_of_copy() && !has_deltas(ledger, &checked)? {
+            return Err(kept.not_held(ledger, ledger.sealed()[position].record.next));
+        }
+        span.push((position, checked));
     }
     let size =
         |pass: &Pass| pass.iter().map(|(_, checked)| 1 + checked.deltas.len()).sum::<usize>();
@@ -280,6 +284,22 @@ fn passes(
         }
     }
     Ok(passes)
+}
+
+/// Whether the deltas of a round are here, as far as their names say.
+///
+/// # Errors
+///
+/// [`LedgerError::Store`] if the directory cannot be read.
+pub fn has_deltas(ledger: &Ledger, checked: &CheckedRound) -> Result<bool, LedgerError> {
+    let Place { files, root } = ledger.place();
+    for (_, id) in &checked.deltas {
+        let path = segment::place::delta(root, id.root);
+        if !files.exists(&path).map_err(|source| StoreError::Io { path, source })? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A round's deltas and scalars, opened and derived again.

@@ -1,7 +1,8 @@
 //! Which states of a ledger are kept: by the policy, and by its own record of what was dropped.
 //!
 //! The genesis and the newest state are always kept, and whatever a kept state shares with a dropped
-//! one. A dropped state is folded again from the last kept one before it.
+//! one. A dropped state is folded again from the last kept one before it. A copy that `sync` made keeps
+//! what it was brought, and nothing else need be there.
 
 use std::{collections::BTreeSet, fmt, num::NonZeroU64};
 
@@ -36,10 +37,11 @@ impl fmt::Display for StateName {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Kept {
     roots: BTreeSet<Digest>,
+    of_copy: bool,
     /// Per sealed round, whether the state after it is kept.
     after: Vec<bool>,
     /// Per sealed round, the last round at or before it whose base is kept.
-    starts: Vec<usize>,
+    starts: Vec<Option<usize>>,
 }
 
 impl Kept {
@@ -50,37 +52,56 @@ impl Kept {
     /// [`LedgerError::Store`] if the record cannot be read.
     pub fn load(ledger: &Ledger) -> Result<Self, LedgerError> {
         let retention = Retention::load(ledger.place()).map_err(StoreError::from)?;
-        Ok(Self::of(ledger, |position| {
-            !retention.has_dropped(ledger.sealed()[position].record.round)
-        }))
+        if let Retention::Held(roots) = retention {
+            return Ok(Self::of(ledger, roots, true));
+        }
+        let keeps = |position: usize| {
+            let record = &ledger.sealed()[position].record;
+            retention.keeps(Some(record.round), record.next.root)
+        };
+        Ok(Self::of_ledger(ledger, keeps))
     }
 
     /// What is still kept if of these only every `keep_every`-th state is, counted from the genesis.
     pub fn thinned(&self, ledger: &Ledger, keep_every: NonZeroU64) -> Self {
-        Self::of(ledger, |position| {
+        Self::of_ledger(ledger, |position| {
             self.after[position] && (position as u64 + 1).is_multiple_of(keep_every.get())
         })
     }
 
-    fn of(ledger: &Ledger, keeps: impl Fn(usize) -> bool) -> Self {
+    fn of_ledger(ledger: &Ledger, keeps: impl Fn(usize) -> bool) -> Self {
         let sealed = ledger.sealed();
         let kept = (0..sealed.len()).filter(|&position| keeps(position));
-        let roots: BTreeSet<Digest> = kept
-            .map(|position| sealed[position].record.next.root)
-            .chain([ledger.genesis().model.root, ledger.newest().root])
-            .collect();
+        let ends = [ledger.genesis().model.root, ledger.newest().root];
+        let roots = kept.map(|position| sealed[position].record.next.root).chain(ends).collect();
+        Self::of(ledger, roots, false)
+    }
+
+    fn of(ledger: &Ledger, roots: BTreeSet<Digest>, of_copy: bool) -> Self {
+        let sealed = ledger.sealed();
         // Rounds that came to the same state are one state: it is kept if one of them keeps it.
         let after = sealed.iter().map(|s| roots.contains(&s.record.next.root)).collect();
-        let mut start = 0;
+        let mut start = (!of_copy).then_some(0);
         let starts = (0..sealed.len())
             .map(|position| {
                 if roots.contains(&sealed[position].record.base.root) {
-                    start = position;
+                    start = Some(position);
                 }
                 start
             })
             .collect();
-        Self { roots, after, starts }
+        Self { roots, of_copy, after, starts }
+    }
+
+    /// Whether these are the states of a copy, which has no others and need not have them.
+    pub fn is_of_copy(&self) -> bool {
+        self.of_copy
+    }
+
+    /// One of the states that are kept, the newest if it is.
+    pub fn any(&self, ledger: &Ledger) -> Option<ManifestId> {
+        let states = ledger.sealed().iter().rev().map(|sealed| sealed.record.next);
+        states.chain([ledger.genesis().model]).find(|id| self.has(*id))
     }
 
     /// Whether the state `id` is kept.
@@ -93,15 +114,31 @@ impl Kept {
         self.after[position]
     }
 
-    /// Number of distinct states that are kept, the genesis among them.
+    /// Number of distinct states that are kept, in a ledger the genesis among them.
     pub fn count(&self) -> usize {
         self.roots.len()
     }
 
     /// Where a replay of the round at `position` starts: the last round at or before it whose base
-    /// is kept.
-    pub fn start(&self, position: usize) -> usize {
+    /// is kept. None in a copy that holds no such state.
+    pub fn start(&self, position: usize) -> Option<usize> {
         self.starts[position]
+    }
+
+    /// As [`Kept::start`], for a replay that has to be done.
+    ///
+    /// # Errors
+    ///
+    /// [`LedgerError::NotHeld`] in a copy that holds no such state.
+    pub fn require_start(&self, ledger: &Ledger, position: usize) -> Result<usize, LedgerError> {
+        self.start(position)
+            .ok_or_else(|| self.not_held(ledger, ledger.sealed()[position].record.next))
+    }
+
+    /// That a copy has not what is asked for.
+    pub fn not_held(&self, ledger: &Ledger, id: ManifestId) -> LedgerError {
+        let state = name(ledger, id);
+        LedgerError::NotHeld { state, holds: self.any(ledger).map(|id| name(ledger, id)) }
     }
 
     /// First and last round of each run of rounds whose states are not kept.
@@ -116,9 +153,12 @@ impl Kept {
     ///
     /// # Errors
     ///
-    /// [`LedgerError::Dropped`]; [`LedgerError::NoRound`].
+    /// [`LedgerError::Dropped`]; [`LedgerError::NotHeld`]; [`LedgerError::NoRound`].
     pub fn require(&self, ledger: &Ledger, at: At) -> Result<ManifestId, LedgerError> {
         let id = ledger.state(at)?;
+        if self.of_copy && !self.has(id) {
+            return Err(self.not_held(ledger, id));
+        }
         let At::Round(round) = at else { return Ok(id) };
         if self.has(id) {
             return Ok(id);
@@ -128,10 +168,17 @@ impl Kept {
         let after = after.expect("the newest state is kept");
         Err(LedgerError::Dropped {
             round,
-            before: base_name(ledger, self.start(position)),
+            before: base_name(ledger, self.require_start(ledger, position)?),
             after: ledger.sealed()[after].record.round,
         })
     }
+}
+
+/// The state `id`, as the one after the first round that came to it.
+pub fn name(ledger: &Ledger, id: ManifestId) -> StateName {
+    let first = ledger.sealed().iter().find(|sealed| sealed.record.next == id);
+    let round = first.filter(|_| ledger.genesis().model != id).map(|sealed| sealed.record.round);
+    StateName { round, root: id.root }
 }
 
 /// The state that the round at `position` starts from.

@@ -5,13 +5,13 @@ use serde::Serialize;
 use crate::types::{
     digest::Digest,
     manifest::ManifestId,
-    record::{LogKeys, RoundRecord},
+    record::{LogKeys, RoundRecord, Skipped},
     refusal::Refusal,
     rule::Rule,
-    submission::{Miner, Submission},
+    submission::Miner,
 };
 
-use super::{Ledger, LedgerError, check::check_round, key_chain::KeyTerm, retention::Kept};
+use super::{Ledger, LedgerError, check::derive_round, key_chain::KeyTerm, retention::Kept};
 
 /// A ledger at a glance.
 #[derive(Debug, Serialize)]
@@ -68,10 +68,10 @@ pub struct HeadView {
     pub bytes: u64,
 }
 
-/// Which states are kept; the genesis always is.
+/// Which states are kept; the genesis always is, but in a copy.
 #[derive(Debug, Serialize)]
 pub struct StatesView {
-    /// Number of states that are kept, the genesis among them.
+    /// Number of states that are kept, in a ledger the genesis among them.
     pub kept: usize,
     /// First and last round of each run of rounds after which the state was dropped.
     pub dropped: Vec<[u64; 2]>,
@@ -156,7 +156,8 @@ fn retired_key(pair: &[KeyTerm]) -> RetiredKey {
     RetiredKey { log_keys: term.log_keys.clone(), until, until_submissions }
 }
 
-/// One sealed round.
+/// One sealed round, derived from the logs. Signatures of the miners' statements are not checked: a
+/// server answers with this, and no request may cost as many as a round has submissions.
 ///
 /// # Errors
 ///
@@ -165,13 +166,11 @@ fn retired_key(pair: &[KeyTerm]) -> RetiredKey {
 pub fn show_round(ledger: &Ledger, round: u64) -> Result<RoundView, LedgerError> {
     let position = ledger.position(round)?;
     let sealed = &ledger.sealed()[position];
-    let checked = check_round(ledger, position)?;
-    let window = sealed.record.submissions;
-    let submissions = ledger.submissions(window.start..window.end)?;
+    let (checked, submissions) = derive_round(ledger, position)?;
     let file = |at: Option<u64>| {
-        let (_, submission): &(u64, Submission) =
-            submissions.iter().find(|(index, _)| Some(*index) == at)?;
-        submission.file().map(str::to_owned)
+        // The window has no gaps.
+        let at = at?.checked_sub(sealed.record.submissions.start)?;
+        submissions.get(usize::try_from(at).ok()?)?.1.file().map(str::to_owned)
     };
     let view = |d: crate::types::record::Disposition| {
         use crate::types::record::Verdict;
@@ -182,17 +181,21 @@ pub fn show_round(ledger: &Ledger, round: u64) -> Result<RoundView, LedgerError>
         };
         DispositionView { index: d.index, miner: d.miner, order, refusal, file: file(d.index) }
     };
-    let base = ledger.checkpoint(sealed.record.base)?;
-    let name = |tensor: u64| {
-        let at = usize::try_from(tensor).ok()?;
-        base.manifest().descriptors().get(at).map(|d| d.name.clone())
+    let skipped = match &sealed.record.skipped[..] {
+        [] => Vec::new(),
+        skipped => {
+            let state = ledger.some_state()?;
+            let descriptors = state.manifest().descriptors();
+            let at = |s: &Skipped| descriptors.get(usize::try_from(s.tensor).ok()?);
+            skipped.iter().filter_map(|s| Some(at(s)?.name.clone())).collect()
+        }
     };
     Ok(RoundView {
         index: sealed.index,
         leaf: sealed.leaf,
         kept: Kept::load(ledger)?.has(sealed.record.next),
         record: sealed.record.clone(),
-        skipped: sealed.record.skipped.iter().filter_map(|s| name(s.tensor)).collect(),
+        skipped,
         dispositions: checked.disposed.dispositions.into_iter().map(view).collect(),
     })
 }

@@ -21,6 +21,9 @@ use crate::{
 /// Largest file that is read.
 const BYTES_MAX: u64 = 1 << 20;
 
+/// Most connections at once, if nobody chooses.
+pub const CONNECTIONS_MAX: usize = 1024;
+
 /// A configuration that cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

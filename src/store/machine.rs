@@ -24,6 +24,12 @@ const RUN_BYTES: usize = 4 << 20;
 /// Small writes, each synced: what a commit is made of.
 const SYNCS: usize = 15;
 
+/// Files that a server has open for each connection: a socket, and a blob's file.
+const FILES_OF_CONNECTION: u64 = 2;
+
+/// Files that it has open beside those.
+const FILES_BESIDE: u64 = 128;
+
 /// How fast a disk is.
 #[derive(Clone, Copy, Debug)]
 pub struct DiskRate {
@@ -72,6 +78,16 @@ pub fn open_files_max() -> Option<u64> {
         "unlimited" => Some(u64::MAX),
         number => number.parse().ok(),
     }
+}
+
+/// How many connections a server can take that may have so many files open.
+pub fn connections_within(open_files: u64) -> u64 {
+    (open_files.saturating_sub(FILES_BESIDE) / FILES_OF_CONNECTION).max(1)
+}
+
+/// How many files a server has to be allowed for so many connections.
+pub fn open_files_for(connections: u64) -> u64 {
+    connections.saturating_mul(FILES_OF_CONNECTION).saturating_add(FILES_BESIDE)
 }
 
 /// Memory that can be had: what the system has free, or what the process's control group leaves.

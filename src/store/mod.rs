@@ -157,6 +157,14 @@ impl StoreError {
         self.io().is_some_and(|error| error.kind() == io::ErrorKind::NotFound)
     }
 
+    /// Whether there are more bytes than may be.
+    pub fn is_too_large(&self) -> bool {
+        self.io().is_some_and(|error| {
+            // Our own judgement has no error number.
+            error.kind() == io::ErrorKind::FileTooLarge && error.raw_os_error().is_none()
+        })
+    }
+
     /// The operating system's answer, if that is what this is about, as far as it can be told again.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ impl Fault {
         match error {
             error if error.is_not_found() => Self::Absent,
             error if error.is_unanswered() => Self::Unanswered,
-            error if error.is_mismatch() => Self::Lie,
+            error if error.is_mismatch() || error.is_too_large() => Self::Lie,
             _ => Self::Ours,
         }
     }

@@ -9,10 +9,7 @@ use std::{
 use super::error::SyncError;
 use crate::{
     codec::layout::{DeltaGroup, Layout},
-    ledger::{
-        At, Ledger, LedgerError,
-        retention::{StateName, runs},
-    },
+    ledger::{At, Ledger, LedgerError, retention::StateName},
     store::{
         StoreError,
         artifacts::{ArtifactReader, StoredCheckpoint, StoredDelta},
@@ -23,7 +20,6 @@ use crate::{
         segment::place::{self, Kind},
     },
     types::{
-        digest::Digest,
         manifest::{Descriptor, ManifestId},
         progress::Progress,
     },
@@ -106,11 +102,8 @@ impl<'a> Copy<'a> {
 
     /// Writes down that of all states these are here, for whoever reads the copy.
     pub(super) fn record_held(&self, states: &[usize]) -> Result<(), SyncError> {
-        let held: BTreeSet<Digest> = states.iter().map(|&state| self.id(state).root).collect();
-        let sealed = self.ledger.sealed();
-        let dropped = (0..sealed.len()).filter(|&at| !held.contains(&sealed[at].record.next.root));
-        let dropped = runs(dropped).map(|run| run.map(|at| sealed[at].record.round)).collect();
-        Ok(Retention::new(dropped).save(self.place).map_err(StoreError::from)?)
+        let held = states.iter().map(|&state| self.id(state).root).collect();
+        Ok(Retention::Held(held).save(self.place).map_err(StoreError::from)?)
     }
 
     /// The copy is at `target`: writes down what it holds, and unless all of it is to be kept removes the

@@ -4,7 +4,8 @@
 //! In this order: the logs, each new entry hashed onto the copy and compared with the signed head; the
 //! cheaper of two ways (the newest kept checkpoint, or the deltas that are missing), counted beforehand;
 //! its pieces, from all mirrors at once, each compared with its digest as it arrives; the fold, done here
-//! by the functions that `replay` uses, which ends at the root of the record or fails.
+//! by the functions that `replay` uses, which ends at the root of the record or fails; the files given at
+//! `init`, which an export puts beside the weights.
 //!
 //! What is done is what lies on the disk and has its digest: nothing else is kept about it. So a run
 //! that was killed goes on where it was. See `schema/sync.md`.
@@ -13,6 +14,7 @@
 
 mod error;
 mod fetch;
+mod given;
 mod hold;
 mod item;
 mod logs;
@@ -24,7 +26,7 @@ mod stretch;
 pub mod submit;
 mod ways;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use serde::Serialize;
 
@@ -40,10 +42,12 @@ use crate::{
         seal::FoldOptions,
     },
     store::{
+        StoreError,
         files::{Disk, create_dir_durable},
         lock::WriterLock,
         place::Place,
         remote::HttpOptions,
+        retention::Retention,
     },
     types::{manifest::ManifestId, progress::Progress},
 };
@@ -137,6 +141,7 @@ pub fn sync(
         bring(&copy, &mirrors, target, options, progress, &mut report)?;
     }
     copy.settle(target, options.keep)?;
+    report.verified_bytes += given::fetch(&copy, &mirrors, progress)?;
     report.network_bytes = mirrors.network_bytes();
     report.mirrors = mirrors.views();
     Ok(report)
@@ -159,6 +164,11 @@ fn prepare(place: &Place) -> Result<WriterLock, SyncError> {
         files.remove_dir_all(&place.tmp()).map_err(io)?;
     }
     files.create_dir_all(&place.tmp()).map_err(io)?;
+    if !files.exists(&place.retention()).map_err(io)? {
+        // Whoever reads it before it has a state is told so.
+        let nothing = Retention::Held(BTreeSet::new());
+        nothing.save(place).map_err(StoreError::from)?;
+    }
     Ok(lock)
 }
 

@@ -112,7 +112,8 @@ pub(super) fn ways(
     Ok(ways)
 }
 
-/// For each mirror the newest state up to `target` that it says it keeps, and the genesis, which all keep.
+/// For each mirror the newest state up to `target` that it says it keeps, and the genesis, which all but
+/// copies keep.
 fn kept(
     copy: &Copy<'_>,
     mirrors: &Mirrors,
@@ -123,9 +124,11 @@ fn kept(
     for mirror in mirrors.alive() {
         match Retention::load(&mirror.place).map_err(StoreError::from) {
             Ok(retention) => {
-                let round = |state: usize| copy.ledger.sealed()[state - 1].record.round;
-                let newest = (1..=target).rev().find(|&state| !retention.has_dropped(round(state)));
-                kept.extend(newest);
+                let keeps = |&state: &usize| {
+                    let StateName { round, root } = copy.name(state);
+                    retention.keeps(round, root)
+                };
+                kept.extend((0..=target).rev().find(keeps));
             }
             Err(error) => progress.note(&format!("{}: {error}", mirror.remote.url())),
         }

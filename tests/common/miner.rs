@@ -92,15 +92,19 @@ pub fn statement(
     Statement { run, round, base, delta, delta_bytes, hotkey: public(number) }
 }
 
-/// The delta in `dir` as a miner sends it.
+/// The delta in `dir` as a miner sends it, held in memory.
 pub fn stage(ledger: &Ledger, round: u64, dir: &Path) -> Staged {
+    stage_in(&Place::new(Arc::new(MemFs::new()), Path::new("/miner")), ledger, round, dir)
+}
+
+/// The delta in `dir` as a miner sends it, out of `place`.
+pub fn stage_in(place: &Place, ledger: &Ledger, round: u64, dir: &Path) -> Staged {
     let layout = ledger.layout().expect("a ledger's model");
     let expected = Expected { layout: &layout, rule: ledger.rule(), round };
-    let place = Place::new(Arc::new(MemFs::new()), Path::new("/miner"));
     place.files.create_dir_all(&place.tmp()).expect("an empty disk");
-    match admit_segments(dir, expected, &place, "stage").expect("a disk in memory") {
+    match admit_segments(dir, expected, place, "stage").expect("a disk that takes it") {
         NativeAdmission::Stored { delta, .. } => {
-            Staged::open(&place, &layout, delta).expect("it was stored")
+            Staged::open(place, &layout, delta).expect("it was stored")
         }
         NativeAdmission::Malformed(refusal) => panic!("{refusal}"),
     }

@@ -6,14 +6,18 @@ use super::{
     super::{Ledger, LedgerError, gc::KEEP_EVERY, retention::Kept, writer},
     Examined, Status,
 };
-use crate::store::{
-    StoreError,
-    config::{Config, ServeChoice},
-    index::{IndexDir, Standing},
-    keys::{KeyError, heads::HeadGuard},
-    log::LogError,
-    open_round::OpenRound,
-    place::Place,
+use crate::{
+    store::{
+        StoreError,
+        config::{CONNECTIONS_MAX, Config, ServeChoice, UploadsChoice},
+        index::{IndexDir, Standing},
+        keys::{KeyError, heads::HeadGuard},
+        log::LogError,
+        machine,
+        open_round::OpenRound,
+        place::Place,
+    },
+    types::record::MinersPolicy,
 };
 
 /// With room for fewer rounds than this it is time to think of `gc`.
@@ -48,7 +52,49 @@ pub(super) fn opened(ledger: &Ledger) -> Examined {
 pub(super) fn examine(ledger: &Ledger, key_file: Option<&Path>) -> Vec<Examined> {
     let mut found = key(ledger, key_file);
     found.extend([open_round(ledger), retention(ledger), room(ledger), index(ledger)]);
+    if let Ok(Config { serve, .. }) = Config::load(ledger.place()) {
+        found.push(connections(&serve, machine::open_files_max()));
+        found.extend(serve.uploads.enabled.then(|| uploads(ledger, &serve.uploads)));
+    }
     found
+}
+
+/// Whether `serve` may open the files that its connections take.
+fn connections(serve: &ServeChoice, open_files: Option<u64>) -> Examined {
+    let chosen = serve.connections_max.map(|most| most.get() as u64);
+    let wanted = chosen.unwrap_or(CONNECTIONS_MAX as u64);
+    let most = open_files.map_or(u64::MAX, machine::connections_within);
+    let found = format!("`serve` takes {} connections at once", wanted.min(most));
+    if wanted <= most {
+        return Examined::ok("serve", found);
+    }
+    let files = open_files.unwrap_or(u64::MAX);
+    let found = format!("{found}, not {wanted}: {files} files may be open here");
+    let mend = format!(
+        "`ulimit -n {}` in the shell or the unit that starts it, or connections_max = {most} in [serve]",
+        machine::open_files_for(wanted)
+    );
+    // What nobody asked for is fitted to the machine by design.
+    Examined::warn_if(chosen.is_some(), "serve", found, mend)
+}
+
+/// Whether `serve` would take uploads, as the configuration wants.
+fn uploads(ledger: &Ledger, uploads: &UploadsChoice) -> Examined {
+    if !matches!(ledger.genesis().miners, MinersPolicy::Hotkeys(_)) {
+        let found = "the run takes no signed submissions, and `serve` would not start";
+        let mend = "remove `enabled` from [serve.uploads]";
+        return Examined::bad("uploads", Status::Failure, found, mend);
+    }
+    let reserve = uploads.disk_reserve_bytes;
+    match ledger.place().files.free_bytes(&ledger.place().root) {
+        Ok(free) => {
+            let found =
+                format!("{} MiB free, of which {} are left alone", free >> 20, reserve >> 20);
+            let mend = "uploads are refused until space is freed, or disk_reserve_bytes is lowered";
+            Examined::warn_if(free <= reserve, "uploads", found, mend)
+        }
+        Err(error) => Examined::bad("uploads", Status::Warning, error, "look with `df`"),
+    }
 }
 
 /// The log key, where it lies, and the record of what it signed.
@@ -119,6 +165,9 @@ fn retention(ledger: &Ledger) -> Examined {
     let chosen = Config::load(ledger.place()).ok().and_then(|config| config.retention.keep_every);
     let keep_every = chosen.unwrap_or(KEEP_EVERY);
     match Kept::load(ledger) {
+        Ok(kept) if kept.is_of_copy() => {
+            Examined::ok("retention", format!("a copy with {} states", kept.count()))
+        }
         Ok(kept) => {
             let (now, then) = (kept.count(), kept.thinned(ledger, keep_every).count());
             let found = format!("{now} states are kept; every {keep_every}th would be {then}");

@@ -59,11 +59,11 @@ impl UploadDesk {
             }))),
             // Its bytes are gone, but what was logged stays: the answer may have been lost.
             Err(error @ (UploadError::Unknown { .. } | UploadError::Incomplete { .. })) => {
-                let logged = self.submitter.with(move |writer| standing(writer, &statement))?;
-                if logged != Standing::Logged {
-                    return Err(error);
+                match self.submitter.with(move |writer| standing(writer, &statement))? {
+                    Standing::Logged => self.append(submission).map(Commit::Done),
+                    Standing::Refused(refusal) => Err(UploadError::Refused(refusal)),
+                    Standing::Open => Err(error),
                 }
-                self.append(submission).map(Commit::Done)
             }
             Err(error) => Err(error),
         }
