@@ -3,6 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use clap::{Args, Subcommand};
@@ -14,7 +15,7 @@ use crate::{
     codec::ss58,
     ledger::{
         Ledger, LedgerError,
-        anchor::{AnchorOptions, AnchorReport, anchor as put, dry_run},
+        anchor::{AnchorOptions, AnchorReport, OpenChain, anchor_with_patience, dry_run},
         anchored::{
             AnchorTrust, AnchorView, AnchorsView, ExclusiveView, Finality, PlaceBy, Relation,
             SealedBetween, exclusive_view, judge, judge_all, sealed_between,
@@ -29,7 +30,15 @@ use crate::{
     types::{digest::Digest, json, progress::Progress, record::AnchorPlace},
 };
 
-use super::{KeyArgs, exit::CliError, output::print};
+use super::{
+    KeyArgs,
+    exit::CliError,
+    output::print,
+    source::{self, ProxyArgs},
+};
+
+/// How long after a node's failure it is asked again, the first time.
+const RETRY: Duration = Duration::from_secs(2);
 
 /// Largest file of authorities that is read.
 const AUTHORITIES_BYTES_MAX: u64 = 1 << 20;
@@ -97,30 +106,32 @@ struct PutArgs {
 }
 
 /// Where on which chain.
-#[derive(Debug, Args)]
-struct ChainArgs {
+#[derive(Clone, Debug, Args)]
+pub struct ChainArgs {
     /// A node of the chain (needs a build with `--features chain`).
     #[arg(long, value_name = "URL", requires = "netuid", requires = "hotkey")]
-    endpoint: Option<String>,
+    pub endpoint: Option<String>,
     /// The subnet.
     #[arg(long)]
-    netuid: Option<u16>,
+    pub netuid: Option<u16>,
     /// The hotkey file that signs, plain or encrypted.
     #[arg(long, value_name = "HOTKEYFILE")]
-    hotkey: Option<PathBuf>,
+    pub hotkey: Option<PathBuf>,
     /// A file with the password of an encrypted hotkey [default: GRADLEDGER_PASSWORD, or a prompt].
     #[arg(long, value_name = "FILE")]
-    password_file: Option<PathBuf>,
+    pub password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
 struct VerifyArgs {
-    /// A receipt, or a ledger with all of its receipts.
-    #[arg(value_name = "RECEIPT|LEDGER")]
+    /// A receipt, or a ledger with all of its receipts: a directory, or the URL of a server.
+    #[arg(value_name = "RECEIPT|LEDGER|URL")]
     target: PathBuf,
-    /// The ledger that a receipt is compared with.
+    /// The ledger that a receipt is compared with: a directory, or a URL.
     #[arg(long)]
     ledger: Option<PathBuf>,
+    #[command(flatten)]
+    proxy: ProxyArgs,
     #[command(flatten)]
     trust: AnchorTrustArgs,
     /// Compares the receipts with what this node shows now (needs a build with `--features chain`).
@@ -219,14 +230,16 @@ pub fn anchor(args: &AnchorArgs, progress: &dyn Progress) -> Result<(), CliError
 }
 
 fn put_head(args: &PutArgs, progress: &dyn Progress) -> Result<(), CliError> {
-    let mut chain = open_chain(args, progress)?;
+    let to = Anchorage { chain: &args.chain, file: args.file.as_deref(), unproven: args.unproven };
+    let mut open = to.opener(None)?;
+    let mut chain = open(progress)?;
     let ledger = args.ledger.as_deref().ok_or(CliError::AnchorWhere)?;
     let mut writer = LedgerWriter::open(ledger, args.log_key.log_key_file.as_deref())?;
     let options = AnchorOptions { keep_foreign: args.keep_foreign };
     if args.dry_run {
-        return print_dry_run(args, &writer, &mut *chain, options);
+        return print_dry_run(args, writer.ledger(), &mut *chain, options);
     }
-    let report = put(&mut writer, &mut *chain, options, progress)?;
+    let report = anchor_with_patience(&mut writer, chain, &mut open, options, RETRY, progress)?;
     print(args.json, &report, || put_text(&report))
 }
 
@@ -254,11 +267,11 @@ struct DryRunDocument {
 
 fn print_dry_run(
     args: &PutArgs,
-    writer: &LedgerWriter,
+    ledger: &Ledger,
     chain: &mut dyn Chain,
     options: AnchorOptions,
 ) -> Result<(), CliError> {
-    let dry = dry_run(writer, chain, options)?;
+    let dry = dry_run(ledger, chain, options)?;
     let document = DryRunDocument {
         size: dry.size,
         value: dry.value,
@@ -275,48 +288,63 @@ fn print_dry_run(
     })
 }
 
-fn open_chain(args: &PutArgs, progress: &dyn Progress) -> Result<Box<dyn Chain>, CliError> {
-    if let Some(path) = &args.file {
-        return Ok(Box::new(FileChain::new(Arc::new(Disk), path.clone())));
+/// Where heads go to.
+pub struct Anchorage<'a> {
+    /// A chain, unless there is a file.
+    pub chain: &'a ChainArgs,
+    /// A text file.
+    pub file: Option<&'a Path>,
+    /// Whether a node's word is taken where it proves nothing.
+    #[cfg_attr(not(feature = "chain"), allow(dead_code))]
+    pub unproven: bool,
+}
+
+impl Anchorage<'_> {
+    /// What reaches it; the hotkey is read, and compared with the genesis of `ledger`.
+    pub fn opener(&self, ledger: Option<&Ledger>) -> Result<OpenChain, CliError> {
+        if let Some(path) = self.file.map(Path::to_owned) {
+            return Ok(Box::new(move |_| {
+                Ok(Box::new(FileChain::new(Arc::new(Disk), path.clone())))
+            }));
+        }
+        let ChainArgs { endpoint, netuid, hotkey, .. } = self.chain;
+        match (endpoint, netuid, hotkey) {
+            (Some(endpoint), Some(netuid), Some(hotkey)) => {
+                self.node(endpoint.clone(), *netuid, hotkey, ledger)
+            }
+            _ => Err(CliError::AnchorWhere),
+        }
     }
-    let ChainArgs { endpoint, netuid, hotkey, password_file } = &args.chain;
-    let (Some(endpoint), Some(netuid), Some(hotkey)) = (endpoint, netuid, hotkey) else {
-        return Err(CliError::AnchorWhere);
-    };
-    connect(Connect {
-        endpoint,
-        netuid: *netuid,
-        hotkey,
-        password_file: password_file.as_deref(),
-        unproven: args.unproven,
-        progress,
-    })
-}
 
-/// What a connection needs.
-#[cfg_attr(not(feature = "chain"), allow(dead_code))]
-struct Connect<'a> {
-    endpoint: &'a str,
-    netuid: u16,
-    hotkey: &'a Path,
-    password_file: Option<&'a Path>,
-    unproven: bool,
-    progress: &'a dyn Progress,
-}
+    #[cfg(feature = "chain")]
+    fn node(
+        &self,
+        endpoint: String,
+        netuid: u16,
+        hotkey: &Path,
+        ledger: Option<&Ledger>,
+    ) -> Result<OpenChain, CliError> {
+        use crate::{
+            anchor::subtensor::Subtensor,
+            import::wallet::Hotkey,
+            ledger::anchor::{AnchorStepError, check_hotkey},
+        };
+        let password_file = self.chain.password_file.as_deref();
+        let hotkey = Hotkey::load(hotkey, &mut || super::submit::password(password_file))?;
+        if let Some(ledger) = ledger {
+            check_hotkey(ledger, netuid, hotkey.public()).map_err(LedgerError::from)?;
+        }
+        let (hotkey, unproven) = (Arc::new(hotkey), self.unproven);
+        Ok(Box::new(move |progress| {
+            let chain = Subtensor::connect(&endpoint, netuid, hotkey.clone(), unproven, progress);
+            Ok(Box::new(chain.map_err(AnchorStepError::from)?))
+        }))
+    }
 
-#[cfg(feature = "chain")]
-fn connect(to: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
-    use crate::{
-        anchor::subtensor::Subtensor, import::wallet::Hotkey, ledger::anchor::AnchorStepError,
-    };
-    let hotkey = Hotkey::load(to.hotkey, &mut || super::submit::password(to.password_file))?;
-    let chain = Subtensor::connect(to.endpoint, to.netuid, hotkey, to.unproven, to.progress);
-    Ok(Box::new(chain.map_err(|error| LedgerError::from(AnchorStepError::from(error)))?))
-}
-
-#[cfg(not(feature = "chain"))]
-fn connect(_: Connect<'_>) -> Result<Box<dyn Chain>, CliError> {
-    Err(CliError::NoChain)
+    #[cfg(not(feature = "chain"))]
+    fn node(&self, _: String, _: u16, _: &Path, _: Option<&Ledger>) -> Result<OpenChain, CliError> {
+        Err(CliError::NoChain)
+    }
 }
 
 #[cfg(feature = "chain")]
@@ -420,8 +448,8 @@ fn judge_target(
     args: &VerifyArgs,
     trust: AnchorTrust<'_>,
 ) -> Result<(Option<Ledger>, AnchorsView), CliError> {
-    if args.target.is_dir() {
-        let ledger = Ledger::open(&args.target)?;
+    if args.target.is_dir() || source::url(&args.target).is_some() {
+        let ledger = source::open(&args.target, &args.proxy)?;
         let anchors = judge_all(&ledger, trust)?;
         return Ok((Some(ledger), anchors));
     }
@@ -429,7 +457,8 @@ fn judge_target(
     let bytes = read_whole(&Disk, &args.target, RECEIPT_BYTES_MAX).map_err(io)?;
     let receipt: Receipt = json::from_slice(&bytes)
         .map_err(|source| CliError::Receipt { path: args.target.clone(), source })?;
-    let ledger = args.ledger.as_deref().map(Ledger::open).transpose()?;
+    let open = |ledger| source::open(ledger, &args.proxy);
+    let ledger = args.ledger.as_deref().map(open).transpose()?;
     let receipts = vec![judge(ledger.as_ref(), &receipt, trust)?];
     Ok((ledger, AnchorsView { receipts, without_receipt: Vec::new() }))
 }
