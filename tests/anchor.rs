@@ -31,13 +31,7 @@ use gradledger::{
         writer::LedgerWriter,
     },
     store::{anchors, files::Disk},
-    types::{
-        digest::Digest,
-        json,
-        progress::Silent,
-        record::{AnchorPlace, MinersPolicy},
-        rule::Dialect,
-    },
+    types::{digest::Digest, json, progress::Silent, record::AnchorPlace, rule::Dialect},
 };
 use gradledger_anchor::{
     commitment::Field,
@@ -211,17 +205,10 @@ fn a_run_is_anchored_where_its_genesis_says_and_nowhere_else() {
         ("", named),
     ] {
         let path = run.dir.path().join(format!("of-{name}"));
+        let checkpoint = run.dir.path().join("checkpoint.safetensors");
         let options = InitOptions {
-            run: "test".to_owned(),
-            origin: "test.example/run".to_owned(),
-            checkpoint: &run.dir.path().join("checkpoint.safetensors"),
-            select: None,
-            rule: model.rule.clone(),
-            frozen: false,
-            key_file: None,
-            miners: MinersPolicy::Listed,
             anchor: Some(place),
-            files: &[],
+            ..InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone())
         };
         init(&path, &options, &Silent).unwrap();
         let mut writer = LedgerWriter::open(&path, None).unwrap();
