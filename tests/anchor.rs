@@ -9,7 +9,7 @@
 mod chain;
 mod common;
 
-use std::{fs, path::Path, process::Command, sync::Arc};
+use std::{fs, path::Path, process::Command, sync::Arc, time::Duration};
 
 use chain::{Cut, HOTKEY, LIFE, NETUID, TestChain};
 use common::model::{Model, Run, copy_all};
@@ -17,17 +17,21 @@ use gradledger::{
     anchor::{ChainError, file::FileChain},
     ledger::{
         Ledger, LedgerError,
-        anchor::{AnchorOptions, AnchorReport, AnchorStepError, anchor, dry_run},
+        anchor::{
+            AnchorOptions, AnchorReport, AnchorStepError, OpenChain, anchor, anchor_with_patience,
+            check_hotkey, dry_run,
+        },
         anchored::{
             AnchorError, AnchorTrust, Finality, PlaceBy, Relation, exclusive, judge, judge_all,
             sealed_between,
         },
         fsck::fsck,
+        init::{InitOptions, init},
         witness::{JustifyReport, LiveSlot, compare, justify},
         writer::LedgerWriter,
     },
     store::{anchors, files::Disk},
-    types::{digest::Digest, json, progress::Silent, rule::Dialect},
+    types::{digest::Digest, json, progress::Silent, record::AnchorPlace, rule::Dialect},
 };
 use gradledger_anchor::{
     commitment::Field,
@@ -190,6 +194,63 @@ fn killed_between_submission_and_receipt_the_head_is_committed_to_once() {
 }
 
 #[test]
+fn a_run_is_anchored_where_its_genesis_says_and_nowhere_else() {
+    let (model, chain) = (Model::small(Dialect::Templar), TestChain::new());
+    let run = Run::new(&model);
+    let named = chain.anchor_place();
+    for (name, place) in [
+        ("chain", AnchorPlace { chain_genesis: Digest([1; 32]), ..named }),
+        ("subnet", AnchorPlace { netuid: NETUID + 1, ..named }),
+        ("hotkey", AnchorPlace { hotkey: Digest([1; 32]), ..named }),
+        ("", named),
+    ] {
+        let path = run.dir.path().join(format!("of-{name}"));
+        let checkpoint = run.dir.path().join("checkpoint.safetensors");
+        let options = InitOptions {
+            anchor: Some(place),
+            ..InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone())
+        };
+        init(&path, &options, &Silent).unwrap();
+        let mut writer = LedgerWriter::open(&path, None).unwrap();
+        // What a server knows before it asks a chain.
+        let known = check_hotkey(writer.ledger(), NETUID, HOTKEY);
+        assert_eq!(known.is_err(), ["subnet", "hotkey"].contains(&name), "{name}");
+        let options = AnchorOptions::default();
+        match anchor(&mut writer, &mut chain.clone(), options, &Silent) {
+            Ok(_) => assert_eq!(name, ""),
+            Err(LedgerError::AnchorStep(AnchorStepError::Place { what })) => assert_eq!(what, name),
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert_eq!(chain.sent().len(), 1);
+}
+
+#[test]
+fn a_node_that_fails_on_the_way_is_reached_anew() {
+    for (cut, resumed) in [(Cut::After, true), (Cut::Before, true), (Cut::RateLimit, false)] {
+        let (run, chain) = (ledger(1), TestChain::new());
+        chain.cut(cut);
+        let (node, mut opened) = (chain.clone(), 0);
+        let mut open: OpenChain = Box::new(move |_| {
+            opened += 1;
+            assert_eq!(opened, 1, "one failure, one more connection");
+            Ok(Box::new(node.clone()))
+        });
+        let first = Box::new(chain.clone());
+        let (options, wait) = (AnchorOptions::default(), Duration::ZERO);
+        let done =
+            anchor_with_patience(&mut run.writer(), first, &mut open, options, wait, &Silent);
+        if resumed {
+            assert!(done.unwrap().resumed);
+            assert_eq!(chain.commitments().len(), 1, "{cut:?}");
+        } else {
+            // What the chain refuses is not asked again.
+            assert!(done.is_err() && chain.commitments().is_empty());
+        }
+    }
+}
+
+#[test]
 fn killed_before_the_entry_the_receipt_is_not_lost() {
     let (run, chain) = (ledger(1), TestChain::new());
     let before = run.dir.path().join("before");
@@ -267,7 +328,7 @@ fn what_is_not_ours_is_not_overwritten() {
 #[test]
 fn a_dry_run_prints_what_would_be_sent_and_sends_nothing() {
     let (run, mut chain) = (ledger(1), TestChain::new());
-    let dry = dry_run(&run.writer(), &mut chain, AnchorOptions::default()).unwrap();
+    let dry = dry_run(&run.open(), &mut chain, AnchorOptions::default()).unwrap();
     let call = [&[0x12, 0, 3, 0, 4, 0x83], &value(&run).0[..]].concat();
     assert_eq!(dry.signed.call, call);
     assert!(dry.signed.extrinsic.ends_with(&call));
@@ -336,9 +397,9 @@ fn each_wrong_thing_is_named() {
     let mut other = place;
     other.netuid += 1;
     assert!(matches!(refused(&good, other), ReceiptError::Netuid { .. }));
-    let other = gradledger::types::record::AnchorPlace { hotkey: Digest([1; 32]), ..place };
+    let other = AnchorPlace { hotkey: Digest([1; 32]), ..place };
     assert!(matches!(refused(&good, other), ReceiptError::Hotkey { .. }));
-    let other = gradledger::types::record::AnchorPlace { chain_genesis: Digest([1; 32]), ..place };
+    let other = AnchorPlace { chain_genesis: Digest([1; 32]), ..place };
     assert!(matches!(refused(&good, other), ReceiptError::Genesis { .. }));
     let mut stale = good.clone();
     stale.head.size = 1;

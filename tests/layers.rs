@@ -34,7 +34,7 @@ const HOMES: &[(&str, &[&str])] = &[
     ("tracing_subscriber", &["cli/serve.rs"]),
     (
         "gradledger_anchor",
-        &["anchor/", "store/anchors.rs", "ledger/anchor", "ledger/witness.rs", "cli/anchor.rs"],
+        &["anchor/", "store/anchors.rs", "ledger/anchor", "ledger/witness.rs", "cli/anchor"],
     ),
     ("reqwest", &["store/remote/"]),
     ("rustls", &["store/remote/http.rs"]),

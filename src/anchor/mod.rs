@@ -132,6 +132,11 @@ pub trait Chain {
         extrinsic: Option<&[u8]>,
         progress: &dyn Progress,
     ) -> Result<Proof, ChainError>;
+
+    /// The same chain as anyone may ask it, if authorities sign for its blocks.
+    fn witness(&mut self) -> Option<&mut dyn Witness> {
+        None
+    }
 }
 
 /// A chain as any of its nodes shows it: nothing is signed, nothing is sent.

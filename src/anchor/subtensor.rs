@@ -4,7 +4,7 @@
 //! so that upgrades need no new build. What stands in the slot is read as raw storage and decoded by
 //! the verifier's own code. `subxt` and `tokio` have their home here: outside calls block.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use gradledger_anchor::{
     commitment::{Commitment, Field, RESET_BONDS, storage_key},
@@ -16,13 +16,14 @@ use gradledger_anchor::{
 use subxt::{
     OnlineClient,
     config::{DefaultExtrinsicParamsBuilder, SubstrateConfig},
+    metadata::Metadata,
     tx::{Signer, TransactionStatus},
     utils::{AccountId32, H256, MultiSignature},
 };
 use tokio::time;
 
 use super::{
-    Chain, ChainError, SignedCall, View, Witness as _,
+    Chain, ChainError, SignedCall, View, Witness,
     node::{Node, node_error},
 };
 use crate::{
@@ -45,7 +46,7 @@ pub struct Subtensor {
     client: OnlineClient<SubstrateConfig>,
     key: Vec<u8>,
     place: AnchorPlace,
-    hotkey: Hotkey,
+    hotkey: Arc<Hotkey>,
     unproven: bool,
 }
 
@@ -60,7 +61,7 @@ impl Subtensor {
     pub fn connect(
         endpoint: &str,
         netuid: u16,
-        hotkey: Hotkey,
+        hotkey: Arc<Hotkey>,
         unproven: bool,
         progress: &dyn Progress,
     ) -> Result<Self, ChainError> {
@@ -143,19 +144,20 @@ impl Chain for Subtensor {
             Err(error) => Err(error),
         }
     }
+
+    fn witness(&mut self) -> Option<&mut dyn Witness> {
+        Some(&mut self.node)
+    }
 }
 
 impl Subtensor {
     async fn signed(&self, fields: &[Field]) -> Result<SignedCall, ChainError> {
         let block = self.client.at_current_block().await.map_err(node_error)?;
-        let metadata = block.metadata();
-        let pallet = metadata.pallet_by_name("Commitments");
-        let index = pallet.and_then(|pallet| {
-            let call = pallet.call_variant_by_name("set_commitment")?;
-            Some([pallet.call_index(), call.index])
-        });
-        let index = index
+        let SetCommitment { index, fields_max } = SetCommitment::of(&block.metadata())
             .ok_or_else(|| node_error("its runtime has no call Commitments.set_commitment"))?;
+        if let Some(max) = fields_max.filter(|max| fields.len() > *max as usize) {
+            return Err(ChainError::Fields { fields: fields.len(), max });
+        }
         let call = [&index[..], &call_arguments(self.place.netuid, fields)].concat();
         // Read back with the runtime's own types, so that a changed call is refused here.
         let payload = block.tx().from_call_data_bytes(&call).map_err(node_error)?;
@@ -237,6 +239,28 @@ impl Subtensor {
     }
 }
 
+/// The call as the running runtime has it.
+#[derive(Debug, PartialEq, Eq)]
+struct SetCommitment {
+    /// What it starts with: pallet and call.
+    index: [u8; 2],
+    /// Most fields of a commitment, where the runtime tells.
+    fields_max: Option<u32>,
+}
+
+impl SetCommitment {
+    fn of(metadata: &Metadata) -> Option<Self> {
+        let pallet = metadata.pallet_by_name("Commitments")?;
+        let call = pallet.call_variant_by_name("set_commitment")?;
+        let fields_max = pallet.constant_by_name("MaxFields");
+        let fields_max = fields_max.and_then(|max| max.value().try_into().ok());
+        Some(Self {
+            index: [pallet.call_index(), call.index],
+            fields_max: fields_max.map(u32::from_le_bytes),
+        })
+    }
+}
+
 /// A hotkey as subxt wants it.
 struct HotkeySigner<'a>(&'a Hotkey);
 
@@ -272,5 +296,47 @@ fn refusal(reason: String, netuid: u16) -> ChainError {
         ChainError::NotRegistered { netuid, reason }
     } else {
         ChainError::Refused { reason }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::{fs, path::PathBuf};
+
+    use super::*;
+
+    /// The metadata of a real runtime.
+    fn golden() -> Metadata {
+        let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let folder = std::env::var_os("GRADLEDGER_GOLDEN").map_or_else(own, PathBuf::from);
+        Metadata::decode_from(&fs::read(folder.join("chain/metadata-218.scale")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_golden_runtime_tells_of_its_call_and_takes_one_field() {
+        let expected = SetCommitment { index: [0x12, 0], fields_max: Some(1) };
+        assert_eq!(SetCommitment::of(&golden()), Some(expected));
+    }
+
+    #[test]
+    fn what_the_golden_runtime_refuses_has_its_name() {
+        let metadata = golden();
+        let errors = metadata.pallet_by_name("Commitments").unwrap().error_variants().unwrap();
+        let mut named = Vec::new();
+        for error in errors {
+            let text = format!("Pallet error: Commitments::{}", error.name);
+            match refusal(text, 3) {
+                ChainError::RateLimit { .. } => named.push("rate limit"),
+                ChainError::NotRegistered { netuid: 3, .. } => named.push("not registered"),
+                ChainError::Refused { reason } => assert!(reason.contains(&error.name)),
+                other => panic!("{other}"),
+            }
+        }
+        named.sort_unstable();
+        assert_eq!(named, ["not registered", "rate limit"]);
+        // Later runtimes have a limit of space in place of one of rate.
+        let text = "Pallet error: Commitments::SpaceLimitExceeded".to_owned();
+        assert!(matches!(refusal(text, 3), ChainError::SpaceLimit { .. }));
     }
 }

@@ -24,7 +24,7 @@ use crate::{
 
 use super::{
     DeviceArgs, FoldArgs, RoundRange,
-    anchor::{AnchorTrustArgs, anchors_text},
+    anchor_verify::{AnchorTrustArgs, anchors_text},
     exit::CliError,
     output::{document, print},
     source::SourceArgs,

@@ -65,13 +65,18 @@ type Done = Result<(), CliError>;
 
 /// Opens the ledger for writing, if it leads to the heads given.
 pub(super) fn open_writer(ledger: &Path, args: &WriterArgs) -> Result<LedgerWriter, CliError> {
+    let key_file = args.key.log_key_file.as_deref();
+    Ok(LedgerWriter::open_after(ledger, key_file, &last_heads(args)?)?)
+}
+
+/// The heads that somebody kept.
+pub(super) fn last_heads(args: &WriterArgs) -> Result<Vec<LastHead>, CliError> {
     let read = |path: &PathBuf| {
         let note = read_whole(&Disk, path, NOTE_BYTES_MAX as u64);
         let note = note.map_err(|source| CliError::Io { path: path.clone(), source })?;
         Ok(LastHead { path: path.clone(), note })
     };
-    let heads = args.last_head.iter().map(read).collect::<Result<Vec<_>, CliError>>()?;
-    Ok(LedgerWriter::open_after(ledger, args.key.log_key_file.as_deref(), &heads)?)
+    args.last_head.iter().map(read).collect()
 }
 
 impl From<&FoldArgs> for FoldOptions {
@@ -401,6 +406,10 @@ fn show_text(view: &views::LedgerView) -> String {
     for retired in &view.retired_keys {
         let (key, until) = (&retired.log_keys.rounds, retired.until);
         let _ = writeln!(text, "retired    {key} (by entry {until} of the rounds log)");
+    }
+    if let Some(anchor) = &view.anchor {
+        let (size, block, since) = (anchor.size, anchor.block.number, view.unanchored_rounds);
+        let _ = writeln!(text, "anchored   {size} entries, at block {block}; {since} rounds since");
     }
     text
 }

@@ -86,8 +86,13 @@ pub enum CliError {
         "which chain, subnet and hotkey? The genesis names none: give --genesis, --netuid and --hotkey"
     )]
     AnchorPlace,
-    #[error("anchor where? --endpoint URL --netuid N --hotkey FILE, or --file FILE")]
+    #[error(
+        "anchor where? --endpoint URL --netuid N --hotkey FILE, or in a text file: --file FILE, of serve \
+         --anchor-file FILE"
+    )]
     AnchorWhere,
+    #[error("--endpoint, --netuid and --hotkey say where to anchor: add --anchor to do so")]
+    AnchorFlag,
     #[cfg(not(feature = "chain"))]
     #[error("this build knows no chain: build it with `cargo build --release --features chain`")]
     NoChain,
@@ -173,7 +178,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::NoRound | CliError::NotTheLedgers { .. } => USAGE,
         #[cfg(not(feature = "chain"))]
         CliError::NoChain => USAGE,
-        CliError::AnchorPlace | CliError::AnchorWhere => USAGE,
+        CliError::AnchorPlace | CliError::AnchorWhere | CliError::AnchorFlag => USAGE,
         CliError::Receipt { .. } => MISMATCH,
         CliError::AnchorIncomplete { .. } => INCOMPLETE,
         CliError::NeedsDirectory { .. }

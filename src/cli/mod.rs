@@ -5,6 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 mod anchor;
+mod anchor_verify;
 mod audit;
 mod bench;
 mod commands;
@@ -164,7 +165,7 @@ struct InitArgs {
     #[arg(long, value_name = "HASH", requires = "netuid")]
     chain_genesis: Option<Digest>,
     /// The hotkey that will anchor: SS58 or 64 hex digits.
-    #[arg(long, value_name = "ADDRESS", value_parser = anchor::address, requires = "netuid")]
+    #[arg(long, value_name = "ADDRESS", value_parser = anchor_verify::address, requires = "netuid")]
     anchor_hotkey: Option<Digest>,
     /// A small file that goes with the model and into its genesis: config.json, tokenizer.json, a
     /// model card. Exports and Hub clients get it under this name. May be given several times.

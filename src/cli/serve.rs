@@ -18,23 +18,39 @@ use tokio::{
 use crate::{
     http::{
         Limits, Node, ServeError, Server,
+        anchoring::{AnchorEvery, Anchorer},
         control::{self, Control},
         hub,
         uploads::{self, Door},
     },
-    ledger::{Ledger, LedgerError, submit::Submitter, uploads::UploadDesk},
+    ledger::{
+        Ledger, LedgerError,
+        anchor::{AnchorOptions, OpenChain},
+        submit::Submitter,
+        turns::Visits,
+        uploads::UploadDesk,
+    },
     store::{
         StoreError,
-        config::{Config, MetricsAddress, ServeChoice, UploadsChoice},
+        config::{AnchorChoice, Config, MetricsAddress, ServeChoice, UploadsChoice},
     },
     types::{progress::Silent, record::MinersPolicy},
 };
 
-use super::{FoldArgs, WriterArgs, commands::open_writer, exit::CliError, output::print};
+use super::{
+    FoldArgs, WriterArgs,
+    anchor::{Anchorage, ChainArgs},
+    commands::{last_heads, open_writer},
+    exit::CliError,
+    output::print,
+};
 
 const LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8472);
 
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 8473);
+
+/// How long between two looks for justifications, which walk through hundreds of blocks.
+const JUSTIFY_AFTER: Duration = Duration::from_secs(3600);
 
 /// Threads that may wait for the disk at once.
 const BLOCKING_THREADS_MAX: usize = 64;
@@ -77,6 +93,8 @@ pub struct ServeArgs {
     #[arg(long, value_name = "SECONDS", env = "GRADLEDGER_SEAL_EVERY_S")]
     seal_every_s: Option<NonZeroU64>,
     #[command(flatten)]
+    anchor: AnchorArgs,
+    #[command(flatten)]
     writer: WriterArgs,
     #[command(flatten)]
     fold: FoldArgs,
@@ -89,6 +107,29 @@ pub struct ServeArgs {
     /// One JSON document on stdout once it listens.
     #[arg(long)]
     json: bool,
+}
+
+/// Anchoring while it serves; `[serve.anchor]` in gradledger.toml has the same.
+#[derive(Debug, Args)]
+struct AnchorArgs {
+    /// Anchors the newest head on a chain while it serves (with --endpoint, --netuid and --hotkey).
+    #[arg(long)]
+    anchor: bool,
+    /// Anchors once so many sealed rounds stand in no anchored head [default: 1].
+    #[arg(long, value_name = "ROUNDS", requires = "anchor")]
+    anchor_every: Option<NonZeroU64>,
+    /// A text file to anchor in, a digest a line, instead of a chain.
+    #[arg(long, value_name = "FILE", requires = "anchor", conflicts_with = "endpoint")]
+    anchor_file: Option<PathBuf>,
+    #[command(flatten)]
+    chain: ChainArgs,
+    /// Takes the word of a node that cannot prove its state, until another one is asked.
+    #[arg(long, requires = "anchor")]
+    unproven: bool,
+    /// Keeps what stands in the hotkey's slot and is not ours as the first fields, where the runtime
+    /// takes several.
+    #[arg(long, requires = "anchor")]
+    keep_foreign: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -114,6 +155,8 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
     } else {
         None
     };
+    let anchoring = anchoring(&args.anchor, &chosen.anchor, &ledger)?;
+    let visits = visits(args)?;
     let node = Node::new(ledger)?;
     let hub = config.hub.enabled.unwrap_or(true).then(|| hub::Worker::start(&node)).transpose()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -121,14 +164,16 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .map_err(ServeError::Start)?;
-    runtime.block_on(async {
+    let limits = limits(args, &chosen);
+    let drain_timeout = limits.drain_timeout;
+    let anchorer = runtime.block_on(async {
         let listen = args.listen.or(chosen.listen).unwrap_or(LISTEN);
         let metrics = match args.metrics.or(chosen.metrics) {
             Some(MetricsAddress::Off) => None,
             Some(MetricsAddress::At(address)) => Some(address),
             None => Some(METRICS),
         };
-        let server = Server::bind(node, listen, metrics, limits(args, &chosen)).await?;
+        let server = Server::bind(node, listen, metrics, limits).await?;
         let taking = match &desk {
             Some((_, desk)) => Some(take_uploads(args, server.node(), desk.clone())?),
             None => None,
@@ -137,10 +182,22 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
             ServeDocument { listen: server.address(), metrics: server.metrics_address() };
         print(args.json, &document, || format!("listening on http://{}\n", document.listen))?;
         let stop = stop_signal().map_err(ServeError::Start)?;
-        server.run(stop).await;
+        let anchorer = anchoring.map(|(open, every)| match &desk {
+            Some((submitter, _)) => Anchorer::start(server.node(), submitter.handle(), open, every),
+            None => Anchorer::start(server.node(), visits.clone(), open, every),
+        });
+        server
+            .run(async {
+                stop.await;
+                anchorer.iter().for_each(Anchorer::stop);
+            })
+            .await;
         drop(taking);
-        Ok::<_, CliError>(())
+        Ok::<_, CliError>(anchorer)
     })?;
+    if let Some(anchorer) = anchorer {
+        anchorer.end(drain_timeout);
+    }
     drop(hub);
     // What blocks ends what it is at; then the logs are closed.
     drop(runtime);
@@ -148,6 +205,38 @@ pub fn serve(args: &ServeArgs) -> Result<(), CliError> {
         submitter.finish();
     }
     Ok(())
+}
+
+/// How heads are anchored, if they are: flags, then the ledger's own choice.
+fn anchoring(
+    args: &AnchorArgs,
+    chosen: &AnchorChoice,
+    ledger: &Ledger,
+) -> Result<Option<(OpenChain, AnchorEvery)>, CliError> {
+    if !args.anchor && !chosen.enabled {
+        let stray = args.chain.endpoint.is_some() || args.chain.netuid.is_some();
+        return if stray { Err(CliError::AnchorFlag) } else { Ok(None) };
+    }
+    let (given, chosen_file) = (&args.chain, chosen.file.as_deref());
+    let chain = ChainArgs {
+        endpoint: given.endpoint.clone().or_else(|| chosen.endpoint.clone()),
+        netuid: given.netuid.or(chosen.netuid),
+        hotkey: given.hotkey.clone().or_else(|| chosen.hotkey.clone()),
+        password_file: given.password_file.clone().or_else(|| chosen.password_file.clone()),
+    };
+    // A flag for a node comes before a file that was chosen.
+    let file = args.anchor_file.as_deref().or(chosen_file.filter(|_| given.endpoint.is_none()));
+    let unproven = args.unproven || chosen.unproven;
+    let open = Anchorage { chain: &chain, file, unproven }.opener(Some(ledger))?;
+    let rounds = args.anchor_every.or(chosen.every_rounds).unwrap_or(NonZeroU64::MIN);
+    let options = AnchorOptions { keep_foreign: args.keep_foreign || chosen.keep_foreign };
+    Ok(Some((open, AnchorEvery { rounds, options, justify_after: JUSTIFY_AFTER })))
+}
+
+/// A server that takes no uploads leaves the writer to other processes between its turns.
+fn visits(args: &ServeArgs) -> Result<Visits, CliError> {
+    let (root, key_file) = (args.ledger.clone(), args.writer.key.log_key_file.clone());
+    Ok(Visits { root, key_file, last_heads: last_heads(&args.writer)? })
 }
 
 /// The writer behind its thread, and the desk before it.

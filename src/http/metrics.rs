@@ -42,9 +42,42 @@ pub struct Metrics {
     pub connections: Gauge,
     /// Connections that were one too many.
     pub refused: Counter,
+    /// Tries to anchor that failed.
+    pub anchor_failures: Counter,
+    ledger: LedgerGauges,
+    registry: Arc<Registry>,
+}
+
+/// What the ledger is like when it is asked.
+#[derive(Clone, Default)]
+struct LedgerGauges {
     rounds: Gauge<u64, AtomicU64>,
     submissions: Gauge<u64, AtomicU64>,
-    registry: Arc<Registry>,
+    anchor_lag_rounds: Gauge<u64, AtomicU64>,
+    anchor_lag_seconds: Gauge<u64, AtomicU64>,
+}
+
+impl LedgerGauges {
+    fn register(&self, registry: &mut Registry) {
+        let mut gauge = |name, help, gauge: &Gauge<u64, AtomicU64>| {
+            registry.register(name, help, gauge.clone());
+        };
+        gauge("rounds", "Sealed rounds", &self.rounds);
+        gauge("submissions", "Entries of the submissions log", &self.submissions);
+        let help = "Sealed rounds that no anchored head holds";
+        gauge("anchor_lag_rounds", help, &self.anchor_lag_rounds);
+        let help = "For how long the oldest of them waits, as this server saw it";
+        gauge("anchor_lag_seconds", help, &self.anchor_lag_seconds);
+    }
+
+    fn set(&self, node: &Node) {
+        let ledger = &node.snapshot().ledger;
+        self.rounds.set(ledger.sealed().len() as u64);
+        self.submissions.set(ledger.submissions_log().size());
+        let (rounds, since) = node.lag(ledger);
+        self.anchor_lag_rounds.set(rounds);
+        self.anchor_lag_seconds.set(since.as_secs());
+    }
 }
 
 impl fmt::Debug for Metrics {
@@ -67,12 +100,22 @@ impl Default for Metrics {
         registry.register("http_connections", "Connections that are open", connections.clone());
         let refused = Counter::default();
         registry.register("http_connections_refused", "Connections too many", refused.clone());
-        let rounds = Gauge::default();
-        registry.register("rounds", "Sealed rounds", rounds.clone());
-        let submissions = Gauge::default();
-        registry.register("submissions", "Entries of the submissions log", submissions.clone());
+        let anchor_failures = Counter::default();
+        let help = "Tries to anchor that failed";
+        registry.register("anchor_failures", help, anchor_failures.clone());
+        let ledger = LedgerGauges::default();
+        ledger.register(&mut registry);
         let registry = Arc::new(registry);
-        Self { requests, seconds, sent_bytes, connections, refused, rounds, submissions, registry }
+        Self {
+            requests,
+            seconds,
+            sent_bytes,
+            connections,
+            refused,
+            anchor_failures,
+            ledger,
+            registry,
+        }
     }
 }
 
@@ -86,9 +129,7 @@ impl Metrics {
     }
 
     fn text(&self, node: &Node) -> Result<String, fmt::Error> {
-        let ledger = &node.snapshot().ledger;
-        self.rounds.set(ledger.sealed().len() as u64);
-        self.submissions.set(ledger.submissions_log().size());
+        self.ledger.set(node);
         let mut text = String::new();
         encode(&mut text, &self.registry)?;
         Ok(text)

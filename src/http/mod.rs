@@ -10,6 +10,7 @@
 //! Trust: no client is believed, and none has to believe this server: whatever it hands out is
 //! compared with roots and signatures by whoever reads it. TLS is a reverse proxy's work.
 
+pub mod anchoring;
 pub mod blob;
 pub mod body;
 pub mod control;

@@ -15,6 +15,7 @@ use std::{
 use tokio::{sync::Semaphore, time::timeout};
 
 use super::{
+    anchoring::Lag,
     blob::Blocks,
     hub::Hub,
     manifests::Opened,
@@ -62,6 +63,7 @@ pub struct Node {
     blocks: Arc<Blocks>,
     hub: Hub,
     uploads: OnceLock<Arc<Door>>,
+    lag: Mutex<Lag>,
     metrics: Metrics,
 }
 
@@ -92,6 +94,7 @@ impl Node {
             blocks: Arc::default(),
             hub,
             uploads: OnceLock::new(),
+            lag: Mutex::default(),
             metrics: Metrics::default(),
         }))
     }
@@ -224,6 +227,12 @@ impl Node {
     /// Where statements and miners stand in the submissions log.
     pub fn entries(&self) -> MutexGuard<'_, Entries> {
         lock(&self.entries)
+    }
+
+    /// How many rounds of `ledger` no anchored head holds, and for how long the oldest of them was seen
+    /// so.
+    pub fn lag(&self, ledger: &Ledger) -> (u64, Duration) {
+        lock(&self.lag).of(ledger)
     }
 
     /// What is counted.

@@ -24,6 +24,8 @@ use crate::{
 
 /// `/v1/ledger` and what lies below `/v1/rounds`.
 pub fn endpoints() -> Vec<Endpoint> {
+    let block = object(&[("number", number()), ("hash", digest())]);
+    let anchor = object(&[("block", block), ("size", number()), ("value", digest())]);
     let view = object(&[
         ("run", text()),
         ("run_id", digest()),
@@ -34,6 +36,8 @@ pub fn endpoints() -> Vec<Endpoint> {
         ("head", object(&[("round", or_null(number())), ("root", digest())])),
         ("rounds_log", object(&[("size", number()), ("root", digest())])),
         ("submissions_log", object(&[("size", number()), ("root", digest())])),
+        ("anchor", or_null(anchor)),
+        ("unanchored_rounds", number()),
     ]);
     let summary = object(&[
         ("round", number()),

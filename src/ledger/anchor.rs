@@ -5,6 +5,10 @@
 //! next run looks at the chain: the head stands there, and the receipt is fetched; or the very same
 //! transaction is sent again, which the chain can take once; or its time is over, and it can never be
 //! taken. So no head is committed to twice.
+//!
+//! A chain takes minutes, so it is waited for between two turns of the writer ([`Turns`]), never in one.
+
+use std::time::Duration;
 
 use gradledger_anchor::{
     commitment::Field,
@@ -16,12 +20,17 @@ use serde::Serialize;
 use super::{
     Ledger, LedgerError,
     anchored::{self, AnchorTrust, AnchorView, head_at, receipt_head},
+    turns::Turns,
     writer::LedgerWriter,
 };
 use crate::{
     anchor::{Chain, ChainError, SignedCall, View, fields},
     store::anchors::{self, Intent},
-    types::{digest::Digest, progress::Progress, record::AnchorRecord},
+    types::{
+        digest::Digest,
+        progress::Progress,
+        record::{AnchorPlace, AnchorRecord},
+    },
 };
 
 /// How to anchor.
@@ -73,6 +82,8 @@ pub enum AnchorStepError {
          from an old backup? Nothing is signed"
     )]
     Older { anchored: u64, size: u64 },
+    #[error("another process anchored at the same time; run it again")]
+    Meanwhile,
 }
 
 /// Anchors the newest head that says something new.
@@ -84,36 +95,74 @@ pub enum AnchorStepError {
 /// [`AnchorStepError`] if what stands there is not ours, or the chain does not take it; the log and
 /// the intent then stand so that the next run goes on.
 pub fn anchor(
-    writer: &mut LedgerWriter,
+    turns: &mut impl Turns,
     chain: &mut dyn Chain,
     options: AnchorOptions,
     progress: &dyn Progress,
 ) -> Result<AnchorReport, LedgerError> {
-    check_place(writer, chain)?;
-    if let Some(intent) = anchors::intent(writer.ledger().place())? {
-        if let Some(anchor) = resume(writer, chain, &intent, progress)? {
+    let ledger = turns.look()?;
+    check_place(&ledger, chain)?;
+    if let Some(intent) = anchors::intent(ledger.place())? {
+        if let Some(anchor) = resume(turns, &ledger, chain, &intent, progress)? {
             return Ok(AnchorReport { anchor, already: false, resumed: true });
         }
-        anchors::end(writer.ledger().place())?;
+        give_up(turns, intent)?;
     }
-    if let Some(anchor) = newest_anchor(writer)? {
+    if let Some(anchor) = newest_anchor(&ledger)? {
         return Ok(AnchorReport { anchor, already: true, resumed: false });
     }
     let view = chain.look().map_err(AnchorStepError::from)?;
-    let head = writer.ledger().rounds_log().head().clone();
+    let head = ledger.rounds_log().head().clone();
     let value = anchored::hash(head.digest());
     if view.digest() == Some(value) {
         // It stands there though nothing here tells of it: intent and receipt were lost.
-        let anchor = finish(writer, chain, head.size, None, progress)?;
+        let anchor = finish(turns, &ledger, chain, head.size, None, progress)?;
         return Ok(AnchorReport { anchor, already: false, resumed: true });
     }
-    let kept = kept_fields(writer, &view, options)?;
+    let kept = kept_fields(&ledger, &view, options)?;
     let signed = sign(chain, &kept, &value)?;
     let extrinsic = Hex(signed.extrinsic);
     let intent = Intent { head: receipt_head(&head), extrinsic, dies: signed.dies };
-    anchors::begin(writer.ledger().place(), &intent)?;
-    let anchor = send(writer, chain, &intent, progress)?;
+    begin(turns, intent.clone())?;
+    let anchor = send(turns, &ledger, chain, &intent, progress)?;
     Ok(AnchorReport { anchor, already: false, resumed: false })
+}
+
+/// Reaches the place to anchor in, as often as it is asked to.
+pub type OpenChain =
+    Box<dyn FnMut(&dyn Progress) -> Result<Box<dyn Chain + Send>, LedgerError> + Send>;
+
+/// How often a node is tried.
+const TRIES_MAX: u32 = 4;
+
+/// As [`anchor`]; a node that fails on the way is reached anew after `wait`, then after twice that, and
+/// what was sent is taken up.
+///
+/// # Errors
+///
+/// As [`anchor`]; [`ChainError::Node`] if it failed four times.
+pub fn anchor_with_patience(
+    turns: &mut impl Turns,
+    mut chain: Box<dyn Chain + Send>,
+    open: &mut OpenChain,
+    options: AnchorOptions,
+    mut wait: Duration,
+    progress: &dyn Progress,
+) -> Result<AnchorReport, LedgerError> {
+    for _ in 1..TRIES_MAX {
+        match anchor(turns, &mut *chain, options, progress) {
+            Err(
+                error @ LedgerError::AnchorStep(AnchorStepError::Chain(ChainError::Node { .. })),
+            ) => {
+                progress.note(&format!("{error}; again in {} s", wait.as_secs()));
+            }
+            done => return done,
+        }
+        std::thread::sleep(wait);
+        wait *= 2;
+        chain = open(progress)?;
+    }
+    anchor(turns, &mut *chain, options, progress)
 }
 
 /// The transaction that [`anchor`] would send for the newest head.
@@ -122,14 +171,14 @@ pub fn anchor(
 ///
 /// As [`anchor`].
 pub fn dry_run(
-    writer: &LedgerWriter,
+    ledger: &Ledger,
     chain: &mut dyn Chain,
     options: AnchorOptions,
 ) -> Result<DryRun, LedgerError> {
-    check_place(writer, chain)?;
+    check_place(ledger, chain)?;
     let view = chain.look().map_err(AnchorStepError::from)?;
-    let head = writer.ledger().rounds_log().head();
-    let kept = kept_fields(writer, &view, options)?;
+    let head = ledger.rounds_log().head();
+    let kept = kept_fields(ledger, &view, options)?;
     let signed = sign(chain, &kept, &anchored::hash(head.digest()))?;
     Ok(DryRun { size: head.size, value: head.digest(), signed })
 }
@@ -143,26 +192,33 @@ fn sign(
 }
 
 /// Whether the chain is the one that the genesis names, if it names one.
-fn check_place(writer: &LedgerWriter, chain: &dyn Chain) -> Result<(), AnchorStepError> {
-    let (Some(named), Some(given)) = (writer.ledger().genesis().anchor_place(), chain.place())
-    else {
+fn check_place(ledger: &Ledger, chain: &dyn Chain) -> Result<(), AnchorStepError> {
+    let (Some(named), Some(given)) = (ledger.genesis().anchor_place(), chain.place()) else {
         return Ok(());
     };
-    let what = if named.chain_genesis != given.chain_genesis {
-        "chain"
-    } else if named.netuid != given.netuid {
-        "subnet"
-    } else if named.hotkey != given.hotkey {
-        "hotkey"
-    } else {
-        return Ok(());
+    if named.chain_genesis != given.chain_genesis {
+        return Err(AnchorStepError::Place { what: "chain" });
+    }
+    check_hotkey(ledger, given.netuid, given.hotkey)
+}
+
+/// Whether subnet and hotkey are those that the genesis names, if it names some: known before a chain
+/// is asked.
+///
+/// # Errors
+///
+/// [`AnchorStepError::Place`].
+pub fn check_hotkey(ledger: &Ledger, netuid: u16, hotkey: Digest) -> Result<(), AnchorStepError> {
+    let what = match ledger.genesis().anchor_place() {
+        Some(AnchorPlace { netuid: named, .. }) if named != netuid => "subnet",
+        Some(AnchorPlace { hotkey: named, .. }) if named != hotkey => "hotkey",
+        _ => return Ok(()),
     };
     Err(AnchorStepError::Place { what })
 }
 
 /// The anchor of the newest head that is not about anchors alone, if there is one.
-fn newest_anchor(writer: &LedgerWriter) -> Result<Option<AnchorView>, LedgerError> {
-    let ledger = writer.ledger();
+fn newest_anchor(ledger: &Ledger) -> Result<Option<AnchorView>, LedgerError> {
     let Some(last) = ledger.anchors().last() else { return Ok(None) };
     // Between the anchored head and the log's end there are entries about anchors only.
     let between = ledger.rounds_log().size() - last.record.size;
@@ -176,12 +232,12 @@ fn newest_anchor(writer: &LedgerWriter) -> Result<Option<AnchorView>, LedgerErro
 
 /// What of the slot is kept, if it may be overwritten at all.
 fn kept_fields(
-    writer: &LedgerWriter,
+    ledger: &Ledger,
     view: &View,
     options: AnchorOptions,
 ) -> Result<Vec<Field>, LedgerError> {
     let Some(commitment) = &view.commitment else { return Ok(Vec::new()) };
-    let own = anchored::own_heads(writer.ledger())?;
+    let own = anchored::own_heads(ledger)?;
     let is_ours = |field: &Field| field.digest().is_some_and(|digest| own.contains_key(&digest));
     let foreign: Vec<_> =
         commitment.fields.iter().filter(|field| !is_ours(field)).cloned().collect();
@@ -200,26 +256,50 @@ fn kept_fields(
     Ok(foreign)
 }
 
+/// Writes down what is about to be sent, unless another process came between.
+fn begin(turns: &mut impl Turns, intent: Intent) -> Result<(), LedgerError> {
+    turns.with(move |writer| {
+        let place = writer.ledger().place();
+        let begun = anchors::intent(place)?.is_some();
+        if begun || anchors::sizes(place)?.contains(&intent.head.size) {
+            return Err(AnchorStepError::Meanwhile.into());
+        }
+        Ok(anchors::begin(place, &intent)?)
+    })
+}
+
+/// Strikes out a transaction that can never be taken any more.
+fn give_up(turns: &mut impl Turns, intent: Intent) -> Result<(), LedgerError> {
+    turns.with(move |writer| {
+        let place = writer.ledger().place();
+        if anchors::intent(place)?.as_ref() == Some(&intent) {
+            anchors::end(place)?;
+        }
+        Ok(())
+    })
+}
+
 /// Goes on with a transaction of an earlier run; none if it can never be taken any more.
 fn resume(
-    writer: &mut LedgerWriter,
+    turns: &mut impl Turns,
+    ledger: &Ledger,
     chain: &mut dyn Chain,
     intent: &Intent,
     progress: &dyn Progress,
 ) -> Result<Option<AnchorView>, LedgerError> {
-    let (anchored, size) = (intent.head.size, writer.ledger().rounds_log().size());
+    let (anchored, size) = (intent.head.size, ledger.rounds_log().size());
     if anchored > size {
         return Err(AnchorStepError::Older { anchored, size }.into());
     }
     let view = chain.look().map_err(AnchorStepError::from)?;
     let extrinsic = Some(intent.extrinsic.0.as_slice());
     if view.digest() == Some(intent.head.digest()) {
-        return finish(writer, chain, anchored, extrinsic, progress).map(Some);
+        return finish(turns, ledger, chain, anchored, extrinsic, progress).map(Some);
     }
     if view.newest > intent.dies {
         return Ok(None);
     }
-    match send(writer, chain, intent, progress) {
+    match send(turns, ledger, chain, intent, progress) {
         Err(LedgerError::AnchorStep(AnchorStepError::Chain(ChainError::Expired { .. }))) => {
             Ok(None)
         }
@@ -228,14 +308,15 @@ fn resume(
 }
 
 fn send(
-    writer: &mut LedgerWriter,
+    turns: &mut impl Turns,
+    ledger: &Ledger,
     chain: &mut dyn Chain,
     intent: &Intent,
     progress: &dyn Progress,
 ) -> Result<AnchorView, LedgerError> {
     let extrinsic = &intent.extrinsic.0;
     match chain.send(extrinsic, intent.dies, progress) {
-        Ok(()) => finish(writer, chain, intent.head.size, Some(extrinsic), progress),
+        Ok(()) => finish(turns, ledger, chain, intent.head.size, Some(extrinsic), progress),
         // A refusal is final: the nonce is spent or the bytes are not valid. Other errors say nothing
         // about the transaction, which may still be under way.
         Err(
@@ -244,7 +325,7 @@ fn send(
             | ChainError::NotRegistered { .. }
             | ChainError::Refused { .. }),
         ) => {
-            anchors::end(writer.ledger().place())?;
+            give_up(turns, intent.clone())?;
             Err(AnchorStepError::from(error).into())
         }
         Err(error) => Err(AnchorStepError::from(error).into()),
@@ -253,27 +334,44 @@ fn send(
 
 /// Fetches the proof, verifies it as an auditor would, keeps it, and tells of it in the log.
 fn finish(
-    writer: &mut LedgerWriter,
+    turns: &mut impl Turns,
+    ledger: &Ledger,
     chain: &mut dyn Chain,
     size: u64,
     extrinsic: Option<&[u8]>,
     progress: &dyn Progress,
 ) -> Result<AnchorView, LedgerError> {
-    let head = receipt_head(&head_at(writer.ledger(), size)?);
+    let head = receipt_head(&head_at(ledger, size)?);
     let proof = chain.prove(&head.digest(), extrinsic, progress).map_err(AnchorStepError::from)?;
     let version = gradledger_anchor::receipt::VERSION;
     let receipt = Receipt { version, head, proof };
     let trust = AnchorTrust { place: chain.place(), authorities: None };
-    let view = anchored::judge(Some(writer.ledger()), &receipt, trust)?;
-    anchors::save(writer.ledger().place(), &receipt)?;
-    if !writer.ledger().anchors().iter().any(|anchor| anchor.record.size == size) {
-        let record = AnchorRecord { block: view.shown_at, size, value: view.value };
+    let view = anchored::judge(Some(ledger), &receipt, trust)?;
+    let record = AnchorRecord { block: view.shown_at, size, value: view.value };
+    turns.with(move |writer| keep(writer, &receipt, record))?;
+    Ok(view)
+}
+
+/// The receipt first, then the entry: a log that tells of an anchor has its receipt.
+fn keep(
+    writer: &mut LedgerWriter,
+    receipt: &Receipt,
+    record: AnchorRecord,
+) -> Result<(), LedgerError> {
+    let size = record.size;
+    let told = writer.ledger().anchors().iter().any(|anchor| anchor.record.size == size);
+    let place = writer.ledger().place().clone();
+    // What lies there may have been justified since.
+    if !told || !anchors::sizes(&place)?.contains(&size) {
+        anchors::save(&place, receipt)?;
+    }
+    if !told {
         writer.append_anchor(record)?;
     }
-    if anchors::intent(writer.ledger().place())?.is_some() {
-        anchors::end(writer.ledger().place())?;
+    if anchors::intent(&place)?.is_some_and(|intent| intent.head.size == size) {
+        anchors::end(&place)?;
     }
-    Ok(view)
+    Ok(())
 }
 
 /// Refuses a log that is shorter than a head that was anchored: what it signed next would be a fork.

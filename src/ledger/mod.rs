@@ -27,6 +27,7 @@ pub mod seal;
 pub mod show;
 pub mod submit;
 pub mod tables;
+pub mod turns;
 pub mod uploads;
 pub mod witness;
 pub mod writer;
@@ -462,6 +463,12 @@ impl Ledger {
     /// The sealed rounds, oldest first.
     pub fn sealed(&self) -> &[Sealed] {
         &self.sealed
+    }
+
+    /// The sealed rounds that no anchored head holds, oldest first.
+    pub fn unanchored(&self) -> &[Sealed] {
+        let anchored = self.anchors.iter().map(|anchor| anchor.record.size).max().unwrap_or(0);
+        &self.sealed[self.sealed.partition_point(|sealed| sealed.index < anchored)..]
     }
 
     /// The anchors that the log tells of, oldest first.

@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::types::{
     digest::Digest,
     manifest::ManifestId,
-    record::{LogKeys, RoundRecord, Skipped},
+    record::{AnchorRecord, LogKeys, RoundRecord, Skipped},
     refusal::Refusal,
     rule::Rule,
     submission::Miner,
@@ -42,6 +42,10 @@ pub struct LedgerView {
     pub submissions_log: LogView,
     /// Submissions that no record disposes of yet.
     pub open_submissions: u64,
+    /// The last anchor that the rounds log tells of; null if there is none.
+    pub anchor: Option<AnchorRecord>,
+    /// Sealed rounds that no anchored head holds.
+    pub unanchored_rounds: usize,
 }
 
 /// A log key that another took over from.
@@ -147,6 +151,8 @@ pub fn show(ledger: &Ledger) -> Result<LedgerView, LedgerError> {
         rounds_log: view(ledger.rounds_log()),
         submissions_log: view(ledger.submissions_log()),
         open_submissions: ledger.submissions_log().size().saturating_sub(ledger.window_start()),
+        anchor: ledger.anchors().last().map(|anchored| anchored.record),
+        unanchored_rounds: ledger.unanchored().len(),
     })
 }
 

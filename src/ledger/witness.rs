@@ -8,7 +8,7 @@ use gradledger_anchor::{
     grandpa::AuthoritySet,
     hash::Hash32,
     header::BlockId,
-    receipt::{Finality as Claimed, Proof, Receipt},
+    receipt::{Finality as Claimed, HEADERS_MAX, Proof, Receipt},
 };
 use serde::Serialize;
 
@@ -18,7 +18,7 @@ use super::{
     anchored::{
         self, AnchorError, AnchorTrust, AnchorView, AnchorsView, Finality, block_id, judge,
     },
-    writer::LedgerWriter,
+    turns::Turns,
 };
 use crate::{
     anchor::{View, Witness},
@@ -60,24 +60,68 @@ pub struct JustifyLine {
 /// [`AnchorStepError::Place`] if the node is of another chain, [`AnchorError`] if what it gave does not
 /// hold: the receipt stays as it was.
 pub fn justify(
-    writer: &mut LedgerWriter,
+    turns: &mut impl Turns,
     chain: &mut dyn Witness,
     authorities: Option<&AuthoritySet>,
     progress: &dyn Progress,
 ) -> Result<JustifyReport, LedgerError> {
-    let ledger = writer.ledger();
+    let ledger = &turns.look()?;
     let mut receipts = Vec::new();
     for size in anchors::sizes(ledger.place())? {
         let Some(mut receipt) = anchors::load(ledger.place(), size)? else { continue };
         let changed = add_justification(ledger, chain, &mut receipt, progress)?;
         let view = judge(Some(ledger), &receipt, AnchorTrust { place: None, authorities })?;
         if changed {
-            anchors::save(ledger.place(), &receipt)?;
+            turns.with(move |writer| Ok(anchors::save(writer.ledger().place(), &receipt)?))?;
         }
         let AnchorView { shown_at, finality, .. } = view;
         receipts.push(JustifyLine { size, shown_at, finality, changed });
     }
     Ok(JustifyReport { receipts })
+}
+
+/// As [`justify`] for the receipts that wait, oldest first, up to one that waits still, since those after
+/// it wait as well; gives how many do no more.
+///
+/// Receipts that no justification can reach any more, as headers come between, are left alone.
+///
+/// # Errors
+///
+/// As [`justify`].
+pub fn justify_waiting(
+    turns: &mut impl Turns,
+    chain: &mut dyn Witness,
+    progress: &dyn Progress,
+) -> Result<u64, LedgerError> {
+    let ledger = turns.look()?;
+    let mut found = 0;
+    for size in anchors::sizes(ledger.place())? {
+        let Some(mut receipt) = anchors::load(ledger.place(), size)? else { continue };
+        let Some(place) = waits(&receipt) else { continue };
+        let shown_at = judge(Some(&ledger), &receipt, AnchorTrust::default())?.shown_at.number;
+        let newest = chain.look(&place).map_err(AnchorStepError::from)?.newest;
+        if u64::from(newest) > shown_at + HEADERS_MAX as u64 {
+            continue;
+        }
+        if !add_justification(&ledger, chain, &mut receipt, progress)? {
+            break;
+        }
+        judge(Some(&ledger), &receipt, AnchorTrust::default())?;
+        turns.with(move |writer| Ok(anchors::save(writer.ledger().place(), &receipt)?))?;
+        found += 1;
+    }
+    Ok(found)
+}
+
+/// Whose slot it is, if the receipt could bring a justification and does not.
+fn waits(receipt: &Receipt) -> Option<AnchorPlace> {
+    let Proof::Subtensor(proof) = &receipt.proof else { return None };
+    let justified = matches!(proof.finality, Claimed::Justified(_));
+    (!justified).then(|| AnchorPlace {
+        netuid: proof.netuid,
+        chain_genesis: anchored::digest(&proof.genesis),
+        hotkey: anchored::digest(&proof.hotkey),
+    })
 }
 
 /// Whether `receipt` now brings a justification that it did not bring before.

@@ -76,6 +76,32 @@ pub struct ServeChoice {
     pub drain_timeout_s: Option<u64>,
     /// What miners may send.
     pub uploads: UploadsChoice,
+    /// Where heads are anchored.
+    pub anchor: AnchorChoice,
+}
+
+/// `[serve.anchor]`: the newest head goes to a chain while the ledger is served.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnchorChoice {
+    /// Whether heads are anchored.
+    pub enabled: bool,
+    /// Once so many sealed rounds stand in no anchored head.
+    pub every_rounds: Option<NonZeroU64>,
+    /// A node of the chain.
+    pub endpoint: Option<String>,
+    /// The subnet.
+    pub netuid: Option<u16>,
+    /// The hotkey file that signs.
+    pub hotkey: Option<PathBuf>,
+    /// A file with the hotkey's password.
+    pub password_file: Option<PathBuf>,
+    /// A text file instead of a chain.
+    pub file: Option<PathBuf>,
+    /// Whether a node's word is taken where it proves nothing.
+    pub unproven: bool,
+    /// Whether what stands in the slot and is not ours is kept as the first fields.
+    pub keep_foreign: bool,
 }
 
 /// `[hub]`: the run as model repositories.

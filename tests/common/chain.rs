@@ -251,6 +251,10 @@ impl Chain for TestChain {
         Some(self.anchor_place())
     }
 
+    fn witness(&mut self) -> Option<&mut dyn Witness> {
+        Some(self)
+    }
+
     fn look(&mut self) -> Result<View, ChainError> {
         let state = self.lock();
         let commitment = state.blocks.last().unwrap().commitment.clone();

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::Arc,
@@ -206,7 +207,8 @@ impl Run {
             }
         };
         let url = format!("http://{}", document["listen"].as_str().expect("an address"));
-        Desk { child, url }
+        let metrics = document["metrics"].as_str().map(|address| address.parse().expect("one"));
+        Desk { child, url, metrics }
     }
 }
 
@@ -218,6 +220,8 @@ fn value(random: &mut Random) -> [u8; 4] {
 pub struct Desk {
     pub child: Child,
     pub url: String,
+    /// Where it tells of itself.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl Drop for Desk {
