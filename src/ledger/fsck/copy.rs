@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{FsckReport, given, hash_delta, logs, verified};
+use super::{FsckReport, given, hash_delta, logs};
 use crate::{
     ledger::{
         Ledger, LedgerError,
@@ -70,7 +70,12 @@ fn states(
 fn hash_state(ledger: &Ledger, id: ManifestId, progress: &dyn Progress) -> Result<u64, StoreError> {
     let state = ledger.checkpoint(id)?;
     let tensors = 0..state.manifest().descriptors().len();
-    tensors.map(|position| verified(state.tensor(position)?, progress)).sum()
+    let verified = |position| {
+        let mut tensor = state.tensor(position)?;
+        tensor.verify_to_end(progress)?;
+        Ok(tensor.len())
+    };
+    tensors.map(verified).sum()
 }
 
 /// Hashes every byte of the deltas that are here.
