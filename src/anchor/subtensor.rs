@@ -37,6 +37,9 @@ const LIFE_BLOCKS: u32 = 64;
 /// How long between two looks at the chain while it takes or finalizes a block.
 const LOOK_EVERY: Duration = Duration::from_secs(3);
 
+/// How long a block with the transaction is waited for: longer than it is valid. A node may fall silent.
+const TAKEN_AFTER_MAX: Duration = Duration::from_secs(900);
+
 /// How long finality is waited for; subtensor takes seconds.
 const FINAL_AFTER_MAX: Duration = Duration::from_secs(600);
 
@@ -112,7 +115,10 @@ impl Chain for Subtensor {
         progress: &dyn Progress,
     ) -> Result<(), ChainError> {
         progress.note("sent; waiting for a block");
-        self.node.wait(self.sent(extrinsic, dies))
+        let sent = async { time::timeout(TAKEN_AFTER_MAX, self.sent(extrinsic, dies)).await };
+        self.node.wait(sent).unwrap_or_else(|_| {
+            Err(node_error("it told of no block with the transaction in 15 minutes; run it again"))
+        })
     }
 
     fn prove(

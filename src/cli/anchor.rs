@@ -13,7 +13,7 @@ use serde::Serialize;
 use crate::{
     anchor::{Chain, Witness, file::FileChain},
     ledger::{
-        Ledger, LedgerError,
+        Ledger,
         anchor::{AnchorOptions, AnchorReport, OpenChain, anchor_with_patience, dry_run},
         witness::{JustifyLine, justify},
         writer::LedgerWriter,
@@ -217,7 +217,10 @@ impl Anchorage<'_> {
         use crate::{
             anchor::subtensor::Subtensor,
             import::wallet::Hotkey,
-            ledger::anchor::{AnchorStepError, check_hotkey},
+            ledger::{
+                LedgerError,
+                anchor::{AnchorStepError, check_hotkey},
+            },
         };
         let password_file = self.chain.password_file.as_deref();
         let hotkey = Hotkey::load(hotkey, &mut || super::submit::password(password_file))?;
@@ -240,7 +243,10 @@ impl Anchorage<'_> {
 /// A node that is asked, and sent nothing.
 #[cfg(feature = "chain")]
 pub fn ask(endpoint: &str, progress: &dyn Progress) -> Result<Box<dyn Witness>, CliError> {
-    use crate::{anchor::node::Node, ledger::anchor::AnchorStepError};
+    use crate::{
+        anchor::node::Node,
+        ledger::{LedgerError, anchor::AnchorStepError},
+    };
     let node = Node::connect(endpoint, progress);
     Ok(Box::new(node.map_err(|error| LedgerError::from(AnchorStepError::from(error)))?))
 }
