@@ -8,7 +8,9 @@ mod common;
 
 use common::{Case, Random, Sent, random_band, random_k, same_bits};
 use gradledger_kernels::cpu::{self, Path};
-use gradledger_kernels::{Band, Divisor, Findings, KernelError, Step, codes, fma, reference};
+use gradledger_kernels::{
+    Band, Contribution, Divisor, Findings, KernelError, Step, codes, fma, reference,
+};
 
 /// Pools of 1 to 4 threads.
 fn pools() -> Vec<rayon::ThreadPool> {
