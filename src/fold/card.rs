@@ -22,7 +22,7 @@ use crate::merkle::pieces::PiecePart;
 pub(super) const LANES: usize = 4;
 
 /// Bytes of a band, at most: enough pieces to hash at once.
-const BAND_BYTES_MAX: u64 = 1 << 30;
+const BAND_BYTES_MAX: u64 = 2 << 30;
 
 /// Bytes of state and rows of a band for a card with so much free memory, and a host.
 ///
