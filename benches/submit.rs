@@ -208,16 +208,13 @@ impl Lab {
             ],
         );
         let options = InitOptions {
-            run: "bench".to_owned(),
-            origin: "bench.invalid/run".to_owned(),
-            checkpoint: &checkpoint,
-            select: None,
-            rule: rule(Dialect::Native, 8, 4, 4),
-            frozen: false,
             miners: MinersPolicy::Hotkeys((1..=args.clients).map(miner::public).collect()),
-            key_file: None,
-            anchor: None,
-            files: &[],
+            ..InitOptions::new(
+                "bench",
+                "bench.invalid/run",
+                &checkpoint,
+                rule(Dialect::Native, 8, 4, 4),
+            )
         };
         let ledger = init(&dir.join("ledger"), &options, &Silent)?.ledger;
         let signatures = miner::Signatures::default();

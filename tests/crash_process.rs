@@ -19,7 +19,7 @@ use std::{
 use common::{
     Random,
     ledger::{Fixture, ROUNDS, Step, holds},
-    model::all_files,
+    model::{all_files, copy_all},
     signed::{SignedRun, document},
 };
 use gradledger::{
@@ -90,19 +90,6 @@ fn in_order(ledger: &Path) -> Ledger {
     let ledger = Ledger::open(ledger).unwrap();
     fsck(&ledger, FoldOptions { threads: 1, ..FoldOptions::default() }, &Silent).unwrap();
     ledger
-}
-
-fn copy_all(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_all(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
 }
 
 /// How many kills there are in all, half of them in each kind of run.

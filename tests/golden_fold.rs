@@ -32,7 +32,6 @@ use gradledger::{
         bits::F32Bits,
         plan::Plan,
         progress::Silent,
-        record::MinersPolicy,
         rule::{Dialect, Mean, Norm, SparseMeanSgd},
     },
 };
@@ -95,18 +94,9 @@ impl Case {
     /// A fresh ledger on the case's first parameters.
     fn ledger(&self) -> TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let options = InitOptions {
-            run: self.name(),
-            origin: "golden.example/run".to_owned(),
-            checkpoint: &self.dir.join("params-initial.safetensors"),
-            select: None,
-            rule: self.rule(),
-            frozen: false,
-            miners: MinersPolicy::Listed,
-            key_file: None,
-            anchor: None,
-            files: &[],
-        };
+        let checkpoint = self.dir.join("params-initial.safetensors");
+        let options =
+            InitOptions::new(&self.name(), "golden.example/run", &checkpoint, self.rule());
         init(dir.path(), &options, &Silent).unwrap();
         dir
     }

@@ -20,7 +20,7 @@ use gradledger::{
         init::{InitOptions, init},
     },
     store::{StoreError, files::Disk},
-    types::{digest::Digest, progress::Silent, record::MinersPolicy, rule::Dialect},
+    types::{digest::Digest, progress::Silent, rule::Dialect},
 };
 use serde_json::{Value, json};
 
@@ -60,16 +60,8 @@ impl Fixture {
         };
         let files: Vec<PathBuf> = files.iter().map(put).collect();
         let options = InitOptions {
-            run: "test".to_owned(),
-            origin: "test.example/run".to_owned(),
-            checkpoint: &checkpoint,
-            select: None,
-            rule: self.model.rule.clone(),
-            frozen: false,
-            key_file: None,
-            miners: MinersPolicy::Listed,
-            anchor: None,
             files: &files,
+            ..InitOptions::new("test", "test.example/run", &checkpoint, self.model.rule.clone())
         };
         init(&self.run.path(), &options, &Silent).map(drop)
     }

@@ -339,18 +339,7 @@ fn an_interrupted_init_can_be_run_again() {
     let dir = tempfile::tempdir().unwrap();
     let checkpoint = dir.path().join("model.safetensors");
     safetensors(&checkpoint, &model.tensors);
-    let options = InitOptions {
-        run: "test".to_owned(),
-        origin: "test.example/run".to_owned(),
-        checkpoint: &checkpoint,
-        select: None,
-        rule: model.rule.clone(),
-        frozen: false,
-        miners: gradledger::types::record::MinersPolicy::Listed,
-        key_file: None,
-        anchor: None,
-        files: &[],
-    };
+    let options = InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone());
     let ledger = dir.path().join("ledger");
     fs::create_dir(&ledger).unwrap(); // For the lock, which lies on the disk.
     let whole = MemFs::new();
@@ -1092,16 +1081,8 @@ fn init_takes_tensors_below_a_prefix() {
     let checkpoint = run.dir.path().join("checkpoint.safetensors");
     safetensors(&checkpoint, &model.tensors);
     let options = InitOptions {
-        run: "test".to_owned(),
-        origin: "test.example/run".to_owned(),
-        checkpoint: &checkpoint,
         select: Some("net"),
-        rule: model.rule.clone(),
-        frozen: false,
-        miners: gradledger::types::record::MinersPolicy::Listed,
-        key_file: None,
-        anchor: None,
-        files: &[],
+        ..InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone())
     };
     let report = init(&run.path(), &options, &Silent).unwrap();
     assert_eq!(report.left_out, ["optimizer.step"]);

@@ -72,16 +72,8 @@ impl Run {
             norm: Norm::HistogramF64,
         };
         let options = InitOptions {
-            run: "signed".into(),
-            origin: "signed.example/run".into(),
-            checkpoint: &base,
-            select: None,
-            rule,
-            frozen: false,
             miners: MinersPolicy::Hotkeys((1..=miners).map(key).collect()),
-            key_file: None,
-            anchor: None,
-            files: &[],
+            ..InitOptions::new("signed", "signed.example/run", &base, rule)
         };
         init(&dir.path().join("ledger"), &options, &Silent).unwrap();
         Self { dir }

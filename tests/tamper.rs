@@ -32,8 +32,8 @@ use gradledger::{
     },
     store::artifacts::StoredDelta,
     types::{
-        digest::Digest, manifest::ManifestId, progress::Silent, record::MinersPolicy,
-        rule::Dialect, submission::Content, tensor::Dtype,
+        digest::Digest, manifest::ManifestId, progress::Silent, rule::Dialect, submission::Content,
+        tensor::Dtype,
     },
 };
 use tempfile::TempDir;
@@ -82,16 +82,8 @@ fn sealed_of(rows: u64) -> Sealed {
     safetensors(&checkpoint, &model.tensors);
     let disk = MemFs::new();
     let options = InitOptions {
-        run: "test".to_owned(),
-        origin: "test.example/run".to_owned(),
-        checkpoint: &checkpoint,
-        select: None,
-        rule: model.rule.clone(),
-        miners: MinersPolicy::Listed,
         frozen: true,
-        key_file: None,
-        anchor: None,
-        files: &[],
+        ..InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone())
     };
     init_in(disk.handle(), &root, &options, &Silent).unwrap();
     for round in [5, 8] {

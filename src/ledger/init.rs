@@ -66,6 +66,25 @@ pub struct InitOptions<'a> {
     pub files: &'a [PathBuf],
 }
 
+impl<'a> InitOptions<'a> {
+    /// A run of listed peers that takes the whole checkpoint, keeps its key and is not anchored.
+    #[must_use]
+    pub fn new(run: &str, origin: &str, checkpoint: &'a Path, rule: SparseMeanSgd) -> Self {
+        Self {
+            run: run.to_owned(),
+            origin: origin.to_owned(),
+            checkpoint,
+            select: None,
+            rule,
+            frozen: false,
+            miners: MinersPolicy::Listed,
+            key_file: None,
+            anchor: None,
+            files: &[],
+        }
+    }
+}
+
 /// A checkpoint or a name that no run can start from.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -256,16 +256,8 @@ fn signed_with_receipts() -> (Run, Vec<Receipt>) {
     let checkpoint = run.dir.path().join("checkpoint.safetensors");
     common::model::safetensors(&checkpoint, &model.tensors);
     let options = InitOptions {
-        run: "test".to_owned(),
-        origin: "test.example/run".to_owned(),
-        checkpoint: &checkpoint,
-        select: None,
-        rule: model.rule.clone(),
-        frozen: false,
-        key_file: None,
         miners: MinersPolicy::Hotkeys((1..=3).map(|n| miner(n).public().to_digest()).collect()),
-        anchor: None,
-        files: &[],
+        ..InitOptions::new("test", "test.example/run", &checkpoint, model.rule.clone())
     };
     init(&run.path(), &options, &Silent).unwrap();
     let (mut writer, mut receipts) = (run.writer(), Vec::new());

@@ -63,25 +63,23 @@ impl Run {
         });
         let bytes = safetensors::serialize(views, None).expect("a file");
         fs::write(run.path("base.safetensors"), bytes).expect("a new file");
+        let checkpoint = run.path("base.safetensors");
         let options = InitOptions {
-            run: "uploads".into(),
-            origin: "uploads.invalid/run".into(),
-            checkpoint: &run.path("base.safetensors"),
-            select: None,
-            rule: SparseMeanSgd {
-                dialect: Dialect::Native,
-                chunk: 8,
-                top_k: 32,
-                bins: 4,
-                lr_f32: F32Bits(0.5),
-                mean: Mean::Contributors,
-                norm: Norm::HistogramF64,
-            },
-            frozen: false,
             miners: MinersPolicy::Hotkeys((1..=miners).map(public).collect()),
-            key_file: None,
-            anchor: None,
-            files: &[],
+            ..InitOptions::new(
+                "uploads",
+                "uploads.invalid/run",
+                &checkpoint,
+                SparseMeanSgd {
+                    dialect: Dialect::Native,
+                    chunk: 8,
+                    top_k: 32,
+                    bins: 4,
+                    lr_f32: F32Bits(0.5),
+                    mean: Mean::Contributors,
+                    norm: Norm::HistogramF64,
+                },
+            )
         };
         init(&run.ledger(), &options, &Silent).expect("a new ledger");
         (1..=miners + 1)

@@ -420,31 +420,30 @@ impl Fixture {
         files: &Arc<dyn Files>,
         facts: &mut Vec<Fact>,
     ) -> Result<(), LedgerError> {
+        let checkpoint = self.checkpoint();
         let options = InitOptions {
-            run: "crash".to_owned(),
-            origin: "crash.invalid/ledger".to_owned(),
-            checkpoint: &self.checkpoint(),
-            select: None,
-            rule: SparseMeanSgd {
-                dialect,
-                chunk: 8,
-                top_k: 4,
-                bins: 4,
-                lr_f32: F32Bits(0.4),
-                mean: Mean::Contributors,
-                norm: match dialect {
-                    Dialect::Templar => Norm::TorchCpuF32,
-                    Dialect::Native => Norm::HistogramF64,
-                },
-            },
-            frozen: false,
-            key_file: None,
             miners: match dialect {
                 Dialect::Templar => MinersPolicy::Listed,
                 Dialect::Native => MinersPolicy::Hotkeys((1..=MINERS).map(miner::public).collect()),
             },
-            anchor: None,
             files: &self.given,
+            ..InitOptions::new(
+                "crash",
+                "crash.invalid/ledger",
+                &checkpoint,
+                SparseMeanSgd {
+                    dialect,
+                    chunk: 8,
+                    top_k: 4,
+                    bins: 4,
+                    lr_f32: F32Bits(0.4),
+                    mean: Mean::Contributors,
+                    norm: match dialect {
+                        Dialect::Templar => Norm::TorchCpuF32,
+                        Dialect::Native => Norm::HistogramF64,
+                    },
+                },
+            )
         };
         match init_in(files.clone(), root, &options, &Silent) {
             Ok(report) => {

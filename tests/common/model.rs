@@ -233,16 +233,8 @@ impl Run {
         frozen: bool,
     ) -> Result<InitReport, LedgerError> {
         let options = InitOptions {
-            run: "test".to_owned(),
-            origin: "test.example/run".to_owned(),
-            checkpoint,
-            select: None,
-            rule,
             frozen,
-            key_file: None,
-            miners: gradledger::types::record::MinersPolicy::Listed,
-            anchor: None,
-            files: &[],
+            ..InitOptions::new("test", "test.example/run", checkpoint, rule)
         };
         init(&self.path(), &options, &Silent)
     }

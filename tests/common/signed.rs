@@ -83,17 +83,10 @@ impl SignedRun {
             mean: Mean::Contributors,
             norm: Norm::HistogramF64,
         };
+        let checkpoint = run.fixture.checkpoint();
         let options = InitOptions {
-            run: "signed".to_owned(),
-            origin: "signed.invalid/run".to_owned(),
-            checkpoint: &run.fixture.checkpoint(),
-            select: None,
-            rule,
-            frozen: false,
-            key_file: None,
             miners: MinersPolicy::Hotkeys((1..=3).map(hotkey).collect()),
-            anchor: None,
-            files: &[],
+            ..InitOptions::new("signed", "signed.invalid/run", &checkpoint, rule)
         };
         init(&run.ledger(), &options, &Silent).expect("a new ledger");
         for (name, uid) in [("delta.pt", 7), ("other.pt", 12)] {

@@ -111,16 +111,8 @@ impl<'a> Run<'a> {
         write_checkpoint(&genesis, &Model::random(SEED))?;
         let hotkeys = honest.iter().chain([&mallory]).map(Miner::hotkey).collect();
         let options = InitOptions {
-            run: "demo".to_owned(),
-            origin: "demo.invalid/gradledger".to_owned(),
-            checkpoint: &genesis,
-            select: None,
-            rule: rule(),
-            frozen: false,
             miners: MinersPolicy::Hotkeys(hotkeys),
-            key_file: None,
-            anchor: None,
-            files: &[],
+            ..InitOptions::new("demo", "demo.invalid/gradledger", &genesis, rule())
         };
         let ledger = dir.join("ledger");
         init(&ledger, &options, &Silent)?;
