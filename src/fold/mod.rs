@@ -3,10 +3,10 @@
 //! `ledger` hands in a base and a list of rounds; each band of the base is read once, each round is
 //! applied and hashed in turn. Three stages work at the same time and hand bands on:
 //!
-//! - [`load`] reads a band and the miners' rows for it, in order, and asks the system for what comes
+//! - `load` reads a band and the miners' rows for it, in order, and asks the system for what comes
 //!   next.
-//! - [`compute`] checks, folds and hashes bands, several at once; [`card`] does so on a GPU.
-//! - [`write`](mod@write) puts them back in order, joins their digests and hands them out.
+//! - `compute` checks, folds and hashes bands, several at once; `card` does so on a GPU.
+//! - `write` puts them back in order, joins their digests and hands them out.
 //!
 //! Memory: bands are recycled and [`BANDS_BYTES_MAX`] bounds them all, whatever the model's size; three
 //! of the largest there always are. Beside them each miner's streams keep a few pieces.
