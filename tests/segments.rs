@@ -528,11 +528,18 @@ fn a_verified_reader_reads_as_the_model_from_anywhere() {
             if round % 7 == 6 {
                 at = numbers.below(bytes + 1);
                 reader.seek_to(at as u64).unwrap();
+                reader.hold(numbers.below(20), vec![7; numbers.below(3 * PAGE)]);
             }
             let len = numbers.below(bytes - at + 1) >> (round % 24);
-            let mut out = b"before".to_vec();
-            reader.read(len, &mut out).unwrap();
-            assert!(out[6..] == data[at..at + len] && &out[..6] == b"before", "{at} + {len}");
+            if round % 3 == 2 {
+                let mut fetched = vec![0; len];
+                reader.fetch(&mut fetched).unwrap().check(&fetched).unwrap();
+                assert!(fetched == data[at..at + len], "fetched {at} + {len}");
+            } else {
+                let mut out = b"before".to_vec();
+                reader.read(len, &mut out).unwrap();
+                assert!(out[6..] == data[at..at + len] && &out[..6] == b"before", "{at} + {len}");
+            }
             at += len;
             assert_eq!(reader.position(), at as u64);
         }
@@ -563,6 +570,25 @@ fn a_verified_reader_names_the_wrong_piece_and_gives_nothing_of_it() {
         assert_eq!((out, reader.position()), (vec![1, 2], start as u64));
         reader.seek_to(0).unwrap();
         reader.read(3 * PAGE, &mut Vec::new()).unwrap();
+    }
+    // Whole pieces that are fetched are left to be checked; parts of pieces are not.
+    let mut reader = new(&digests, bytes).unwrap();
+    let mut fetched = vec![0; bytes];
+    let unchecked = reader.fetch(&mut fetched).unwrap();
+    assert!(matches!(unchecked.check(&fetched), Err(SegmentError::Piece { piece: 3, .. })));
+    for (start, len) in [(PAGE + 1, 2 * PAGE), (3 * PAGE + 5, 2 * PAGE)] {
+        reader.seek_to(start as u64).unwrap();
+        let fetched = reader.fetch(&mut vec![0; len]);
+        assert!(matches!(fetched, Err(SegmentError::Piece { piece: 3, .. })), "{start} + {len}");
+        assert_eq!(reader.position(), start as u64);
+    }
+    for (start, found) in [(0, true), (3 * PAGE + 5, true), (4 * PAGE, false), (bytes, false)] {
+        reader.seek_to(start as u64).unwrap();
+        match reader.verify_to_end(&|_| {}) {
+            Err(SegmentError::Piece { piece: 3, .. }) => assert!(found, "from {start}"),
+            Ok(()) => assert!(!found && reader.position() == bytes as u64, "from {start}"),
+            other => panic!("from {start}: {other:?}"),
+        }
     }
     assert!(matches!(new(&digests[1..], bytes), Err(SegmentError::Digests { .. })));
     assert!(matches!(new(&digests, bytes - 1), Err(SegmentError::Range { .. })));

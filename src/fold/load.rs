@@ -25,13 +25,13 @@ const HELD_BYTES_MAX: u64 = 64 << 20;
 
 /// Reads every band into room to spare and hands it on; ends early if a later stage did.
 pub(super) fn load(job: &FoldJob<'_>, spare: &Receiver<Room>, to: &SyncSender<Numbered<Loaded>>) {
-    let mut number = 0;
+    let (mut number, mut held) = (0, Vec::new());
     for at in 0..job.tensors.len() {
         let mut hand_on = |band| {
             number += 1;
             to.send((number - 1, Ok(band))).is_ok()
         };
-        match load_tensor(job, at, spare, &mut hand_on) {
+        match load_tensor(job, at, &mut held, spare, &mut hand_on) {
             Ok(true) => {}
             Ok(false) => return, // A later stage failed and has said so.
             Err(error) => {
@@ -43,19 +43,21 @@ pub(super) fn load(job: &FoldJob<'_>, spare: &Receiver<Room>, to: &SyncSender<Nu
     }
 }
 
-/// Says whether anybody wants more.
+/// Says whether anybody wants more. `held` is what readers of the tensor before held their pieces in.
 fn load_tensor(
     job: &FoldJob<'_>,
     at: usize,
+    held: &mut Vec<Vec<u8>>,
     spare: &Receiver<Room>,
     hand_on: &mut dyn FnMut(Loaded) -> bool,
 ) -> Result<bool, FoldError> {
     let (planned, tensor) = job.tensors[at];
     let cut = job.cut(tensor);
     let mut base = job.base.tensor(tensor.position)?;
-    let held = held_pieces(2 * job.contributions());
+    let pieces = held_pieces(2 * job.contributions());
+    let mut hold = || (pieces, held.pop().unwrap_or_default());
     let open = |round: &RoundFold<'_>| -> Result<Vec<Streams>, StoreError> {
-        round.deltas.iter().map(|delta| Streams::open(delta, tensor, held)).collect()
+        round.deltas.iter().map(|delta| Streams::open(delta, tensor, &mut hold)).collect()
     };
     let mut streams = job.rounds.iter().map(open).collect::<Result<Vec<_>, _>>()?;
     let levels = Arc::new(levels_of(job, planned, tensor)?);
@@ -75,6 +77,8 @@ fn load_tensor(
             return Ok(false);
         }
     }
+    let readers = streams.into_iter().flatten().flat_map(|of| [of.index, of.code]);
+    held.extend(readers.map(ArtifactReader::into_room));
     Ok(true)
 }
 
@@ -94,11 +98,12 @@ impl Streams {
     fn open(
         delta: &StoredDelta,
         tensor: &TensorLayout,
-        held_pieces: usize,
+        hold: &mut impl FnMut() -> (usize, Vec<u8>),
     ) -> Result<Self, StoreError> {
-        let open = |group| -> Result<ArtifactReader, StoreError> {
+        let mut open = |group| -> Result<ArtifactReader, StoreError> {
             let mut reader = delta.open_artifact(group, &tensor.name)?;
-            reader.hold(held_pieces);
+            let (pieces, room) = hold();
+            reader.hold(pieces, room);
             Ok(reader)
         };
         Ok(Self { index: open(DeltaGroup::Index)?, code: open(DeltaGroup::Code)? })

@@ -74,9 +74,15 @@ impl ArtifactReader {
         Ok(Unchecked { what: self.what.clone(), pieces })
     }
 
-    /// Reads as many pieces at once where less is asked for, within 1 to 16.
-    pub fn hold(&mut self, pieces: usize) {
-        self.reader.hold(pieces);
+    /// Reads as many pieces at once where less is asked for, within 1 to 16, and holds them in `room`; what is
+    /// in it goes.
+    pub fn hold(&mut self, pieces: usize, room: Vec<u8>) {
+        self.reader.hold(pieces, room);
+    }
+
+    /// The room that pieces were held in, to be used again.
+    pub fn into_room(self) -> Vec<u8> {
+        self.reader.into_room()
     }
 
     /// Reads and checks what is left, in parallel on the current rayon pool.

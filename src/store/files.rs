@@ -164,6 +164,52 @@ impl WriteFile for fs::File {
     }
 }
 
+/// Bytes that are written before the system is asked to bring them to the disk.
+const BEHIND_BYTES: u64 = 16 << 20;
+
+/// A file that goes to the disk while it is written, so that its sync has little left to wait for.
+struct Behind {
+    file: fs::File,
+    written: u64,
+    /// Up to where the system was asked.
+    asked: u64,
+}
+
+impl Behind {
+    /// Linux begins to write what it is told that nobody needs, and only drops what it has written.
+    #[cfg(target_os = "linux")]
+    fn ask(&self) {
+        let bytes = NonZeroU64::new(self.written - self.asked);
+        // If it does not begin now, the sync will.
+        let _ = rustix::fs::fadvise(&self.file, self.asked, bytes, rustix::fs::Advice::DontNeed);
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn ask(&self) {}
+}
+
+impl Write for Behind {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.written += written as u64;
+        if self.written - self.asked >= BEHIND_BYTES {
+            self.ask();
+            self.asked = self.written;
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl WriteFile for Behind {
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_all()
+    }
+}
+
 impl ReadFile for fs::File {
     fn len(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
@@ -193,7 +239,7 @@ impl ReadFile for fs::File {
 
 impl Files for Disk {
     fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
-        Ok(Box::new(fs::File::create(path)?))
+        Ok(Box::new(Behind { file: fs::File::create(path)?, written: 0, asked: 0 }))
     }
 
     fn create_secret(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {

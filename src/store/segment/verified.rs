@@ -127,10 +127,17 @@ impl VerifiedReader {
         Ok(Self { source, digests, position: 0, held, held_first, hold, asked: 0 })
     }
 
-    /// Reads as many pieces at once where less is asked for: between one and as many as are hashed at
-    /// once.
-    pub fn hold(&mut self, pieces: usize) {
+    /// Reads as many pieces at once where less is asked for, between one and as many as are hashed at once,
+    /// and holds them in `room`; what is in it goes.
+    pub fn hold(&mut self, pieces: usize, mut room: Vec<u8>) {
+        room.clear();
         self.hold = pieces.clamp(1, TASK_PIECES);
+        self.held = room;
+    }
+
+    /// The room that pieces were held in, to be used again.
+    pub fn into_room(self) -> Vec<u8> {
+        self.held
     }
 
     /// Number of the bytes, read or not.
@@ -246,6 +253,8 @@ impl VerifiedReader {
         first_error(tasks.map_init(Vec::new, |buffer, (task, expected)| {
             let first = first + (task * TASK_PIECES) as u64;
             let at = first * PIECE_BYTES;
+            // Each asks for what another will read when this is long done.
+            source.will_need(at + AHEAD_BYTES..at + AHEAD_BYTES + TASK_BYTES as u64);
             buffer.resize((bytes - at).min(TASK_BYTES as u64) as usize, 0);
             source.read_at(at, buffer)?;
             compare(first, buffer, expected)?;
