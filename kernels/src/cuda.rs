@@ -9,7 +9,7 @@
 //! kernels are compiled by NVRTC on the machine, to machine code of its card, and kept in a file.
 //!
 //! Trust: rows are hostile. An index out of range touches nothing, and which fault is reported the
-//! processor decides, as for every copy of the fold ([`check`]).
+//! processor decides, as for every copy of the fold ([`check`](crate::check)).
 
 mod build;
 mod compile;
