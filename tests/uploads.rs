@@ -685,6 +685,11 @@ fn what_a_hostile_client_tries_is_refused_and_logged() {
     }
     // It goes on to serve who is honest, and nothing of what was refused is in the log.
     assert_eq!(run.open().submissions_log().size(), 0);
+    let free = (0..200).any(|_| {
+        thread::sleep(Duration::from_millis(50)); // Until it has seen that the connections ended.
+        miner.send(&miner.creating().sign()).status == 200
+    });
+    assert!(free, "connections that ended count for ever");
     miner.send_all();
     assert_eq!(miner.commit().index, 0);
 }
