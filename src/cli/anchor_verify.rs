@@ -192,10 +192,13 @@ pub fn verify(args: &VerifyArgs, progress: &dyn Progress) -> Result<(), CliError
     let undone: Vec<_> =
         checks.iter().filter(|c| c.status == Status::NotDone).map(|c| c.check).collect();
     let incomplete = undone.join(", ");
+    let none = anchors.receipts.is_empty() && anchors.without_receipt.is_empty();
     let document = VerifyDocument { checks, anchors, live, exclusive, rounds };
     print(args.json, &document, || text(&document))?;
     if incomplete.is_empty() {
         Ok(())
+    } else if none {
+        Err(CliError::NotAnchored)
     } else {
         Err(CliError::AnchorIncomplete { checks: incomplete })
     }

@@ -104,6 +104,10 @@ pub enum CliError {
     )]
     AnchorIncomplete { checks: String },
     #[error(
+        "incomplete: nothing of this log is anchored yet; `gradledger anchor` commits to its newest head"
+    )]
+    NotAnchored,
+    #[error(
         "the log key lies outside the ledger, and a new one should too: name its place with \
          --new-log-key-file"
     )]
@@ -180,7 +184,7 @@ pub fn code(error: &CliError) -> u8 {
         CliError::NoChain => USAGE,
         CliError::AnchorPlace | CliError::AnchorWhere | CliError::AnchorFlag => USAGE,
         CliError::Receipt { .. } => MISMATCH,
-        CliError::AnchorIncomplete { .. } => INCOMPLETE,
+        CliError::AnchorIncomplete { .. } | CliError::NotAnchored => INCOMPLETE,
         CliError::NeedsDirectory { .. }
         | CliError::NewKeyPlace
         | CliError::Peers { .. }
