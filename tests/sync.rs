@@ -338,13 +338,17 @@ fn a_lying_mirror_is_named_and_the_result_is_exact() {
     }
 }
 
+/// A mirror without a tensor.
+fn lacking() -> Server {
+    Server::start(&run().path(), |asked| match asked.path.starts_with("segments/tensors") {
+        true => Act::Say(404, vec![], vec![]),
+        false => Act::Honest,
+    })
+}
+
 #[test]
 fn mirrors_that_lack_things_or_fail_are_gone_around() {
-    let lacking =
-        Server::start(&run().path(), |asked| match asked.path.starts_with("segments/tensors") {
-            true => Act::Say(404, vec![], vec![]),
-            false => Act::Honest,
-        });
+    let lacking = lacking();
     let joiner = Joiner::new();
     let said = joiner.fails(1, &[&lacking.url()], &[]);
     assert!(said.contains("no mirror has"), "{said}");
@@ -513,11 +517,7 @@ fn fsck_finds_what_is_damaged_in_a_copy_and_sync_mends_it() {
 
 #[test]
 fn a_copy_without_a_state_yet_says_so() {
-    let lacking =
-        Server::start(&run().path(), |asked| match asked.path.starts_with("segments/tensors") {
-            true => Act::Say(404, vec![], vec![]),
-            false => Act::Honest,
-        });
+    let lacking = lacking();
     let joiner = Joiner::new();
     joiner.fails(1, &[&lacking.url()], &[]);
     let (code, said, _) = fsck(&joiner.path());

@@ -16,7 +16,7 @@ pub const STRIP: usize = 64 * COLUMNS;
 /// The most miners whose deltas are folded.
 pub const MINERS_MAX: usize = 20;
 
-const STEP: Step = Step { lr: 0.4, divisor: Divisor::Contributors };
+pub(crate) const STEP: Step = Step { lr: 0.4, divisor: Divisor::Contributors };
 const PIECE_BYTES: usize = 1 << 16;
 
 /// A thing to measure.

@@ -188,3 +188,12 @@ pub fn fields(kept: &[Field], digest: &Hash32) -> Result<Vec<Field>, ChainError>
     let others = kept.iter().filter(|field| field.digest().is_none()).cloned();
     Ok(others.chain([Field::sha256(digest)]).collect())
 }
+
+/// A file of the golden chain.
+#[cfg(all(test, feature = "chain"))]
+#[allow(clippy::unwrap_used)]
+fn golden_file(name: &str) -> Vec<u8> {
+    let own = || std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let folder = std::env::var_os("GRADLEDGER_GOLDEN").map_or_else(own, Into::into);
+    std::fs::read(folder.join("chain").join(name)).unwrap()
+}

@@ -200,8 +200,6 @@ pub(super) fn node_error(reason: impl ToString) -> ChainError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::{fs, path::PathBuf};
-
     use gradledger_anchor::{
         grandpa::{Authority, AuthoritySet},
         receipt::{Expected, Finality, Head, Proof, Receipt, Standing, SubtensorProof},
@@ -213,13 +211,11 @@ mod tests {
         rpcs::client::{RawRpcFuture, RawRpcSubscription, RpcClientT},
     };
 
-    use super::*;
+    use super::{super::golden_file, *};
     use crate::types::{digest::Digest, progress::Silent};
 
     fn golden() -> Value {
-        let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let folder = std::env::var_os("GRADLEDGER_GOLDEN").map_or_else(own, PathBuf::from);
-        serde_json::from_slice(&fs::read(folder.join("chain/proof.json")).unwrap()).unwrap()
+        serde_json::from_slice(&golden_file("proof.json")).unwrap()
     }
 
     fn hex(value: &Value) -> Hex {

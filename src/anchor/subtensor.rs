@@ -308,15 +308,11 @@ fn refusal(reason: String, netuid: u16) -> ChainError {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use std::{fs, path::PathBuf};
-
-    use super::*;
+    use super::{super::golden_file, *};
 
     /// The metadata of a real runtime.
     fn golden() -> Metadata {
-        let own = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-        let folder = std::env::var_os("GRADLEDGER_GOLDEN").map_or_else(own, PathBuf::from);
-        Metadata::decode_from(&fs::read(folder.join("chain/metadata-218.scale")).unwrap()).unwrap()
+        Metadata::decode_from(&golden_file("metadata-218.scale")[..]).unwrap()
     }
 
     #[test]

@@ -92,12 +92,7 @@ fn fold_band(
     let (offset, bytes) = (4 * first_element, 4 * state.len() as u64);
     let made = lane.fold(&cut.band(units), Span { offset, last }, &rounds, state, wanted);
     let mut made = made.map_err(|error| match error {
-        CudaError::Kernel { round, source } => FoldError::Kernel {
-            tensor: tensor.name.clone(),
-            round: round - 1,
-            first_block: first_unit * cut.unit_blocks,
-            source,
-        },
+        CudaError::Kernel { round, source } => job.refused(at, round - 1, source),
         error => error.into(),
     })?;
     unchecked.check_digests(&made.remove(0).digests)?;

@@ -50,12 +50,7 @@ fn fold_band(job: &FoldJob<'_>, path: cpu::Path, loaded: Loaded) -> Result<Folde
         } else {
             apply(path, &cut.band(units), sent, round, state)
         };
-        let found = found.map_err(|source| FoldError::Kernel {
-            tensor: tensor.name.clone(),
-            round: number,
-            first_block: first_unit * cut.unit_blocks,
-            source,
-        })?;
+        let found = found.map_err(|source| job.refused(at, number, source))?;
         let findings = moved(found, first_element);
         let pieces = PiecePart::of(4 * first_element, f32_bytes::of_f32(state));
         rounds.push(FoldedRound { pieces, findings });

@@ -92,6 +92,13 @@ impl FoldJob<'_> {
         Cut::new(tensor, self.contributions(), self.engine.band_bytes())
     }
 
+    /// What the kernel refused in round `round` of the list, at a band.
+    fn refused(&self, at: At, round: usize, source: KernelError) -> FoldError {
+        let (_, tensor) = self.tensors[at.tensor];
+        let first_block = at.first_unit * self.cut(tensor).unit_blocks;
+        FoldError::Kernel { tensor: tensor.name.clone(), round, first_block, source }
+    }
+
     /// How many bands are under way at most.
     fn bands(&self) -> u64 {
         let bytes = self.tensors.iter().map(|(_, tensor)| self.cut(tensor).band_bytes());

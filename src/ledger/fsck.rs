@@ -28,7 +28,7 @@ use crate::{
 use super::{
     Ledger, LedgerError,
     anchored::{self, AnchorTrust},
-    check,
+    check::{self, CheckedRound, derive_round},
     hub::given_files,
     replay::{ReplayOptions, replay, stored_plan},
     retention::{Kept, StateName},
@@ -130,7 +130,8 @@ fn fold_all(
         read.tensors.extend(folded.map(|at| (descriptors[at].artifact(), descriptors[at].dtype)));
     }
     for position in 0..ledger.sealed().len() {
-        let deltas = check::check_round(ledger, position)?.deltas;
+        // `rounds` has checked the signatures.
+        let (CheckedRound { deltas, .. }, _) = derive_round(ledger, position)?;
         read.deltas.extend(deltas.iter().map(|(_, id)| id.root));
     }
     Ok(read)
@@ -312,7 +313,8 @@ fn plans(ledger: &Ledger, report: &mut FsckReport) -> Result<(), LedgerError> {
     let (files, root) = (&*ledger.place().files, &ledger.place().root);
     let mut stored = BTreeMap::<_, Vec<_>>::new();
     for (position, sealed) in ledger.sealed().iter().enumerate() {
-        let accepted = accepted(&check::check_round(ledger, position)?.disposed.dispositions);
+        let (checked, _) = derive_round(ledger, position)?;
+        let accepted = accepted(&checked.disposed.dispositions);
         let miners: Vec<Miner> = accepted.into_iter().map(|(_, _, miner)| miner).collect();
         stored.entry(sealed.record.plan).or_default().push((&sealed.record, miners));
     }

@@ -4,9 +4,9 @@ use std::{sync::Mutex, time::Instant};
 
 use super::{CudaError, Gpu, Held, Lane, Round, Span, Threads};
 use crate::{
-    Band, Contribution, Divisor, Step, bytes as f32_bytes, made_up,
+    Band, Contribution, bytes as f32_bytes, made_up,
     memory::Floats,
-    rates::{COLUMNS, MINERS_MAX, STRIP},
+    rates::{COLUMNS, MINERS_MAX, STEP, STRIP},
 };
 
 /// Rounds that are folded onto a resident state.
@@ -16,7 +16,6 @@ const TURNS: usize = 5;
 /// Lanes of a round whose state comes from the host, and strips (of 2 MiB) that each takes at a time.
 const LANES: usize = 4;
 const STRIPS_AT_ONCE: usize = 64;
-const STEP: Step = Step { lr: 0.4, divisor: Divisor::Contributors };
 
 /// What was measured, in bytes a second.
 #[derive(Clone, Copy, Debug)]

@@ -58,24 +58,40 @@ pub struct Pass {
     pub ratio: Option<f64>,
 }
 
-pub const COPY_COLD: &str = "copy, cold";
-pub const ROUND_COLD: &str = "round, cold";
+const READ_COLD: &str = "read, cold";
+const READ_WARM: &str = "read, warm";
+const WRITE: &str = "write";
+const COPY_COLD: &str = "copy, cold";
+const PASS_COLD: &str = "pass without a fold, cold";
+const ROUND_COLD: &str = "round, cold";
+const ROUNDS_COLD: &str = "10 rounds, cold";
+const PASS_WARM: &str = "pass without a fold, warm";
+const ROUND_WARM: &str = "round, warm";
 pub const REPLAY_WARM: &str = "round without writing, warm";
 pub const ROUNDS_WARM: &str = "10 rounds without writing, warm";
 
+/// What is done with the state.
+#[derive(Clone, Copy)]
+enum Work {
+    Read,
+    Write,
+    Copy,
+    Pass { rounds: usize, writes: bool },
+}
+
 /// What is timed, each with whether the files are out of the page cache before.
-const KINDS: [(&str, bool); 11] = [
-    ("read, cold", true),
-    ("read, warm", false),
-    ("write", false),
-    (COPY_COLD, true),
-    ("pass without a fold, cold", true),
-    (ROUND_COLD, true),
-    ("10 rounds, cold", true),
-    ("pass without a fold, warm", false),
-    (REPLAY_WARM, false),
-    ("round, warm", false),
-    (ROUNDS_WARM, false),
+const KINDS: [(&str, bool, Work); 11] = [
+    (READ_COLD, true, Work::Read),
+    (READ_WARM, false, Work::Read),
+    (WRITE, false, Work::Write),
+    (COPY_COLD, true, Work::Copy),
+    (PASS_COLD, true, Work::Pass { rounds: 0, writes: true }),
+    (ROUND_COLD, true, Work::Pass { rounds: 1, writes: true }),
+    (ROUNDS_COLD, true, Work::Pass { rounds: ROUNDS, writes: true }),
+    (PASS_WARM, false, Work::Pass { rounds: 0, writes: true }),
+    (REPLAY_WARM, false, Work::Pass { rounds: 1, writes: false }),
+    (ROUND_WARM, false, Work::Pass { rounds: 1, writes: true }),
+    (ROUNDS_WARM, false, Work::Pass { rounds: ROUNDS, writes: false }),
 ];
 
 /// Measures all of them in turns.
@@ -84,12 +100,12 @@ pub fn measure(lab: &Lab<'_>, progress: &dyn Progress) -> Result<(DiskRates, Vec
     let (start, turn_bytes) = (Instant::now(), lab.state_bytes() * KINDS.len() as u64);
     progress.begin("passes", turn_bytes);
     for turn in 0..TURNS_MAX {
-        for (kind, fastest) in fastest.iter_mut().enumerate() {
-            if KINDS[kind].1 {
+        for (&(_, cold, work), fastest) in KINDS.iter().zip(&mut fastest) {
+            if cold {
                 lab.forget()?;
             }
             let start = Instant::now();
-            run(lab, kind)?;
+            run(lab, work)?;
             *fastest = fastest.min(start.elapsed().as_secs_f64());
             if turn == 0 {
                 progress.advance(lab.state_bytes());
@@ -104,63 +120,59 @@ pub fn measure(lab: &Lab<'_>, progress: &dyn Progress) -> Result<(DiskRates, Vec
     Ok(results(lab, &fastest))
 }
 
-fn run(lab: &Lab<'_>, kind: usize) -> Result<(), CliError> {
+fn run(lab: &Lab<'_>, work: Work) -> Result<(), CliError> {
     let (state, copy) = (lab.state_file(), lab.dir().join("tmp/copy"));
-    let raw =
-        |done: io::Result<()>| done.map_err(|source| CliError::Io { path: copy.clone(), source });
-    match kind {
-        0 | 1 => raw(File::open(&state).and_then(|file| read(file, |_| true))),
-        2 => raw(File::create(&copy).and_then(|file| write_zeros(file, lab.state_bytes()))),
-        3 => raw(copy_file(File::open(&state), File::create(&copy))),
-        4 | 7 => lab.pass(0, true),
-        5 | 9 => lab.pass(1, true),
-        6 => lab.pass(ROUNDS, true),
-        8 => lab.pass(1, false),
-        _ => lab.pass(ROUNDS, false),
-    }
+    let done = match work {
+        Work::Read => File::open(&state).and_then(read),
+        Work::Write => File::create(&copy).and_then(|file| write_filler(file, lab.state_bytes())),
+        Work::Copy => copy_file(File::open(&state), File::create(&copy)),
+        Work::Pass { rounds, writes } => return lab.pass(rounds, writes),
+    };
+    done.map_err(|source| CliError::Io { path: copy, source })
 }
 
 fn results(lab: &Lab<'_>, fastest: &[f64; KINDS.len()]) -> (DiskRates, Vec<Pass>) {
     let bytes = lab.state_bytes() as f64;
+    let seconds = |of: &str| {
+        let timed = KINDS.iter().zip(fastest).find(|((name, ..), _)| *name == of);
+        *timed.expect("every name is one of a kind").1
+    };
     let rates = DiskRates {
-        read_cold_bytes_per_s: bytes / fastest[0],
-        read_warm_bytes_per_s: bytes / fastest[1],
-        write_bytes_per_s: bytes / fastest[2],
+        read_cold_bytes_per_s: bytes / seconds(READ_COLD),
+        read_warm_bytes_per_s: bytes / seconds(READ_WARM),
+        write_bytes_per_s: bytes / seconds(WRITE),
         delta_bytes_per_state_byte: lab.delta_bytes() as f64 / bytes,
     };
-    let pass = |kind: usize, over: Option<(&'static str, f64)>| Pass {
-        name: KINDS[kind].0,
-        seconds: fastest[kind],
-        parameters_per_s: bytes / 4.0 / fastest[kind],
+    let pass = |name, over: Option<(&'static str, f64)>| Pass {
+        name,
+        seconds: seconds(name),
+        parameters_per_s: bytes / 4.0 / seconds(name),
         over: over.map(|(over, _)| over),
-        ratio: over.map(|(_, seconds)| fastest[kind] / seconds),
+        ratio: over.map(|(_, other)| seconds(name) / other),
     };
+    let singles = |of| ROUNDS as f64 * seconds(of);
+    let larger = seconds(PASS_WARM).max(seconds(REPLAY_WARM));
     let passes = vec![
-        pass(3, None),
-        pass(4, Some((COPY_COLD, fastest[3]))),
-        pass(5, Some((KINDS[4].0, fastest[4]))),
-        pass(6, Some(("10 single rounds, cold", ROUNDS as f64 * fastest[5]))),
-        pass(7, None),
-        pass(8, None),
-        pass(9, Some(("the larger of the two above", fastest[7].max(fastest[8])))),
-        pass(10, Some(("10 single rounds without writing", ROUNDS as f64 * fastest[8]))),
+        pass(COPY_COLD, None),
+        pass(PASS_COLD, Some((COPY_COLD, seconds(COPY_COLD)))),
+        pass(ROUND_COLD, Some((PASS_COLD, seconds(PASS_COLD)))),
+        pass(ROUNDS_COLD, Some(("10 single rounds, cold", singles(ROUND_COLD)))),
+        pass(PASS_WARM, None),
+        pass(REPLAY_WARM, None),
+        pass(ROUND_WARM, Some(("the larger of the two above", larger))),
+        pass(ROUNDS_WARM, Some(("10 single rounds without writing", singles(REPLAY_WARM)))),
     ];
     (rates, passes)
 }
 
-/// Reads a file to its end; `take` gets each buffer and says whether to go on.
-fn read(mut file: File, mut take: impl FnMut(&[u8]) -> bool) -> io::Result<()> {
+/// Reads a file to its end.
+fn read(mut file: File) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER_BYTES];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(()),
-            read if take(&buffer[..read]) => {}
-            _ => return Ok(()),
-        }
-    }
+    while file.read(&mut buffer)? > 0 {}
+    Ok(())
 }
 
-fn write_zeros(mut file: File, bytes: u64) -> io::Result<()> {
+fn write_filler(mut file: File, bytes: u64) -> io::Result<()> {
     let buffer = vec![0xa5; BUFFER_BYTES];
     let mut left = bytes;
     while left > 0 {
