@@ -10,6 +10,7 @@
 //! fault is only noticed here; which one is reported, [`check`] decides.
 
 mod ahead;
+mod cell;
 mod gather;
 mod update;
 
@@ -21,7 +22,7 @@ use rayon::prelude::*;
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution, Findings, Step};
 use crate::{KernelError, check};
 use ahead::Ahead;
-use gather::Sums;
+use gather::Cells;
 use update::{Row, Stepping, Window};
 
 /// Which instructions the pass over the state uses. All paths give the same bits.
@@ -110,7 +111,7 @@ impl FromStr for Path {
 /// - `contributions`: at most 255, in ledger order, each with every block of the band.
 /// - `state`: f32 `[rows, columns]`, row-major.
 ///
-/// Scratch memory: 72 KiB a thread, whatever the band's size, and 32 bytes a row.
+/// Scratch memory: 64 KiB a thread, whatever the band's size, and 32 bytes a row.
 ///
 /// # Errors
 ///
@@ -166,7 +167,7 @@ fn fold_from(
     let folded = job
         .pieces(base, next)
         .into_par_iter()
-        .map_init(|| job.sums(), |sums, piece| job.fold_piece(sums, piece))
+        .map_init(|| job.cells(), |cells, piece| job.fold_piece(cells, piece))
         .try_reduce(Findings::default, |a, b| Ok(a.merged(b)));
     folded.or_else(|Fault| {
         check::indices(band, contributions)?;
@@ -177,13 +178,13 @@ fn fold_from(
 /// An index out of range or sent twice; where, [`check::indices`] finds out.
 struct Fault;
 
-/// Elements of the blocks that go through together: the pieces of a row are long enough for memory,
-/// and what a miner costs is shared. Two blocks of 64 x 64.
-const GROUP_ELEMENTS: usize = 2 * BLOCK_LEN_MAX;
+/// Elements of the blocks that go through together. Their cells, eight bytes each, are to stay in the
+/// first cache: two blocks of 64 x 64 do not.
+const GROUP_ELEMENTS: usize = BLOCK_LEN_MAX;
 /// Elements that are stepped in the time that an entry takes to gather.
 const STEPPED_AN_ENTRY: usize = 5;
 /// Elements that are worth a task of their own.
-const PIECE_ELEMENTS_MIN: usize = 8 * GROUP_ELEMENTS;
+const PIECE_ELEMENTS_MIN: usize = 16 * GROUP_ELEMENTS;
 
 struct Job<'a> {
     path: Path,
@@ -211,8 +212,8 @@ impl Job<'_> {
         (GROUP_ELEMENTS / self.band.block_len()).max(1)
     }
 
-    fn sums(&self) -> Sums {
-        Sums::new(self.group() * self.band.block_len())
+    fn cells(&self) -> Cells {
+        Cells::new(self.group() * self.band.block_len())
     }
 
     /// Cuts the state: by rows of blocks, and these by columns if they are too few for the threads.
@@ -255,7 +256,7 @@ impl Job<'_> {
         pieces
     }
 
-    fn fold_piece(&self, sums: &mut Sums, mut piece: Piece<'_>) -> Result<Findings, Fault> {
+    fn fold_piece(&self, cells: &mut Cells, mut piece: Piece<'_>) -> Result<Findings, Fault> {
         let width = self.band.block_columns;
         let columns = piece.rows[0].next.len();
         let mut findings = Findings::default();
@@ -270,7 +271,7 @@ impl Job<'_> {
             // By the time that each takes.
             ahead.spread((entries, entries + elements / STEPPED_AN_ENTRY), miners);
             let first = piece.first_block + column / width;
-            sums.gather(&self.band, self.contributions, first..first + blocks, &mut ahead)?;
+            cells.gather(&self.band, self.contributions, first..first + blocks, &mut ahead)?;
             ahead.spread((1, 1), piece.rows.len());
             let window = Window {
                 rows: &mut piece.rows,
@@ -281,7 +282,7 @@ impl Job<'_> {
                 stride: self.band.columns,
             };
             findings =
-                findings.merged(update::pass(self.path, self.stepping, sums, window, &mut ahead));
+                findings.merged(update::pass(self.path, self.stepping, cells, window, &mut ahead));
         }
         Ok(findings)
     }

@@ -9,26 +9,27 @@ use std::ops::{Deref, DerefMut, Range};
 use super::{
     Fault,
     ahead::{Ahead, LINE, fetch},
+    cell::{Adder, Cell},
 };
 use crate::band::{BLOCK_LEN_MAX, Band, Contribution};
 use crate::codes::unpack_pair;
 
-/// Sums and counts of a group of blocks, one block after the other.
+/// The cells of a group of blocks, one block after the other.
 ///
 /// All zero between two groups. They are longer than the group by a largest block, so that whatever
 /// 12 bits say lies within: an index out of range spoils a sum, and the fold fails, but it reaches
 /// no other memory.
-pub(super) struct Sums {
-    pub(super) sum: Lines<f32>,
-    /// Low byte: how many miners sent the element. High byte: 1 + the last of them, or 0.
-    pub(super) sent: Lines<u16>,
-}
+pub(super) struct Cells(Lines<Cell>);
 
-impl Sums {
+impl Cells {
     /// For groups of up to `elements`.
     pub(super) fn new(elements: usize) -> Self {
-        let length = elements + BLOCK_LEN_MAX;
-        Self { sum: Lines::new(length), sent: Lines::new(length) }
+        Self(Lines::new(elements + BLOCK_LEN_MAX))
+    }
+
+    /// `length` from the `at`th on.
+    pub(super) fn run(&mut self, at: usize, length: usize) -> &mut [Cell] {
+        &mut self.0[at..][..length]
     }
 
     /// Adds up what every miner sent for some blocks, miners in order. What follows is fetched
@@ -52,14 +53,16 @@ impl Sums {
                 let entries = Entries {
                     index: &sent.index[(first + block) * index_bytes..][..index_bytes],
                     code: &sent.code[(first + block) * code_bytes..][..code_bytes],
-                    tag: (miner as u16 + 1) << 8,
+                    miner,
                     block_len: band.block_len(),
                 };
-                let (sum, by) = (room(&mut self.sum, at), room(&mut self.sent, at));
+                // Room for any 12-bit index.
+                let cells = self.0[at..].first_chunk_mut();
+                let cells = cells.expect("they are longer than the group by a largest block");
                 clean &= match band.code_bits {
-                    2 => entries.add::<2, 4>(of_bins(sent.levels), sum, by),
-                    4 => entries.add::<4, 16>(of_bins(sent.levels), sum, by),
-                    _ => entries.add::<8, 256>(of_bins(sent.levels), sum, by),
+                    2 => entries.add::<2, 4>(of_bins(sent.levels), cells),
+                    4 => entries.add::<4, 16>(of_bins(sent.levels), cells),
+                    _ => entries.add::<8, 256>(of_bins(sent.levels), cells),
                 };
             }
             ahead.step();
@@ -69,7 +72,7 @@ impl Sums {
 }
 
 /// A scratch that begins with a line of the caches, so that no vector of a block lies in two.
-pub(super) struct Lines<T> {
+struct Lines<T> {
     data: Vec<T>,
     start: usize,
 }
@@ -96,11 +99,6 @@ impl<T> DerefMut for Lines<T> {
     }
 }
 
-/// Room for any 12-bit index, from `at` on.
-fn room<T>(data: &mut [T], at: usize) -> &mut [T; BLOCK_LEN_MAX] {
-    data[at..].first_chunk_mut().expect("the scratch is longer than the group by a largest block")
-}
-
 fn of_bins<const BINS: usize>(levels: &[f32]) -> &[f32; BINS] {
     levels.first_chunk().expect("the lengths were checked")
 }
@@ -109,8 +107,7 @@ fn of_bins<const BINS: usize>(levels: &[f32]) -> &[f32; BINS] {
 struct Entries<'a> {
     index: &'a [u8],
     code: &'a [u8],
-    /// 1 + the miner, in the high byte.
-    tag: u16,
+    miner: usize,
     block_len: usize,
 }
 
@@ -122,21 +119,11 @@ impl Entries<'_> {
     fn add<const BITS: usize, const BINS: usize>(
         &self,
         levels: &[f32; BINS],
-        sum: &mut [f32; BLOCK_LEN_MAX],
-        sent: &mut [u16; BLOCK_LEN_MAX],
+        cells: &mut [Cell; BLOCK_LEN_MAX],
     ) -> bool {
-        // A sign, since of a comparison the compiler would make a branch: negative as long as no
-        // index was a repeat.
-        let mut distinct = -1;
-        let tag = self.tag;
-        self.each::<BITS>(|index, code| {
-            sum[index] += levels[code & (BINS - 1)];
-            let by = sent[index];
-            // Miners come in order: not below means that this one was here before.
-            distinct &= i32::from(by) - i32::from(tag);
-            sent[index] = (by & 255).wrapping_add(tag | 1);
-        });
-        distinct < 0 && self.in_range::<BITS>()
+        let mut adder = Adder::new(self.miner);
+        self.each::<BITS>(|index, code| adder.add(&mut cells[index], &levels[code & (BINS - 1)]));
+        adder.distinct() && self.in_range::<BITS>()
     }
 
     fn in_range<const BITS: usize>(&self) -> bool {

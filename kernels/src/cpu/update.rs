@@ -6,15 +6,14 @@
 //! toss a vector, which no branch predictor gets right.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
-mod scalar;
+mod plain;
 
-use super::gather::Sums;
 use super::{
     Path,
     ahead::{Ahead, LINE},
+    cell::Cell,
+    gather::Cells,
 };
 use crate::band::{Contribution, Divisor, Findings, Step};
 use crate::{canonical, fma};
@@ -52,13 +51,12 @@ pub(super) struct Stepping {
     pub(super) small: bool,
 }
 
-/// A run of elements that are neighbours in the state and in the sums. All have one length.
+/// A run of elements that are neighbours in the state and in the cells. All have one length.
 struct Run<'a> {
     /// As in [`Row`].
     base: Option<&'a [f32]>,
     next: &'a mut [f32],
-    sum: &'a mut [f32],
-    sent: &'a mut [u16],
+    cells: &'a mut [Cell],
     /// The first element, row-major in the band.
     element: u64,
 }
@@ -94,9 +92,9 @@ fn small_quotient(sum: f32, count: f32) -> f32 {
 impl Window<'_, '_> {
     /// Calls `update` with each run. What follows is fetched meanwhile.
     #[inline(always)]
-    fn each_run(self, sums: &mut Sums, ahead: &mut Ahead, mut update: impl FnMut(Run<'_>)) {
+    fn each_run(self, cells: &mut Cells, ahead: &mut Ahead, mut update: impl FnMut(Run<'_>)) {
         let (height, columns) = (self.rows.len(), self.blocks * self.width);
-        // In a single row the blocks follow each other in the sums too.
+        // In a single row the blocks follow each other in the cells too.
         let width = if height == 1 { columns } else { self.width };
         let block_len = height * width;
         for (r, row) in self.rows.iter_mut().enumerate() {
@@ -108,8 +106,7 @@ impl Window<'_, '_> {
                 update(Run {
                     base: row.base.map(|base| &base[column..][..width]),
                     next: &mut row.next[column..][..width],
-                    sum: &mut sums.sum[at..][..width],
-                    sent: &mut sums.sent[at..][..width],
+                    cells: cells.run(at, width),
                     element: (element + run * width) as u64,
                 });
             }
@@ -117,24 +114,24 @@ impl Window<'_, '_> {
     }
 }
 
-/// Steps every element of the window that somebody sent, and clears the sums. `path` must be
+/// Steps every element of the window that somebody sent, and clears the cells. `path` must be
 /// available.
 pub(super) fn pass(
     path: Path,
     stepping: Stepping,
-    sums: &mut Sums,
+    cells: &mut Cells,
     window: Window<'_, '_>,
     ahead: &mut Ahead,
 ) -> Findings {
     let step = stepping.step;
     match path {
-        Path::Scalar => scalar::pass(step, sums, window, ahead),
+        Path::Scalar => plain::pass(step, cells, window, ahead),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `cpu::fold` refuses a path that the processor cannot run.
-        Path::Avx2 => unsafe { avx2::pass(step, sums, window, ahead) },
+        Path::Avx2 => unsafe { plain::pass_with_avx2(step, cells, window, ahead) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Path::Avx512 => unsafe { avx512::pass(stepping, sums, window, ahead) },
+        Path::Avx512 => unsafe { avx512::pass(stepping, cells, window, ahead) },
         #[cfg(not(target_arch = "x86_64"))]
         Path::Avx2 | Path::Avx512 => {
             unreachable!("cpu::fold refuses a path that the processor cannot run")
@@ -157,14 +154,12 @@ impl Run<'_> {
         (self.base.map_or(next.cast_const(), |base| base.as_ptr().wrapping_add(at)), next)
     }
 
-    /// Of all four.
+    /// Of all three.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     fn length(&self) -> usize {
         let length = self.next.len();
-        let alike = self.sum.len() == length
-            && self.sent.len() == length
-            && self.base.is_none_or(|base| base.len() == length);
+        let alike = self.cells.len() == length && self.base.is_none_or(|base| base.len() == length);
         assert!(alike, "a run has one length");
         length
     }
@@ -181,15 +176,15 @@ impl Run<'_> {
         if let Some(base) = self.base {
             self.next[from..].copy_from_slice(&base[from..]);
         }
-        let sums = self.sum[from..].iter_mut().zip(&mut self.sent[from..]);
-        for (at, (value, (sum, sent))) in self.next[from..].iter_mut().zip(sums).enumerate() {
-            if *sent == 0 {
+        let elements = self.next[from..].iter_mut().zip(&mut self.cells[from..]);
+        for (at, (value, cell)) in elements.enumerate() {
+            if cell.count() == 0 {
                 continue;
             }
-            let delta = *sum / step.divisor.of(u32::from(*sent & 255));
+            let delta = cell.sum() / step.divisor.of(cell.count());
             let next = fma(-step.lr, delta, *value);
             findings.note(self.element + (from + at) as u64, delta, next);
-            (*value, *sum, *sent) = (canonical(next), 0.0, 0);
+            (*value, *cell) = (canonical(next), Cell::default());
         }
     }
 }
@@ -197,8 +192,7 @@ impl Run<'_> {
 /// A few neighbours of which one is not finite after the step.
 struct Few<const N: usize> {
     before: [f32; N],
-    sum: [f32; N],
-    sent: [u16; N],
+    cells: [Cell; N],
 }
 
 impl<const N: usize> Few<N> {
@@ -207,8 +201,7 @@ impl<const N: usize> Few<N> {
     #[inline(never)]
     fn step(mut self, element: u64, step: Step, findings: &mut Findings) -> [f32; N] {
         let mut next = self.before;
-        let (sum, sent) = (&mut self.sum[..], &mut self.sent[..]);
-        let run = Run { base: None, next: &mut next, sum, sent, element };
+        let run = Run { base: None, next: &mut next, cells: &mut self.cells, element };
         run.step_from(0, step, fma::fma_f32, findings);
         next
     }

@@ -2,11 +2,13 @@
 
 use std::arch::x86_64::*;
 
-use super::{Ahead, Few, Run, SMALL, Stepping, Sums, Window};
+use super::{Ahead, Cell, Cells, Few, Run, SMALL, Stepping, Window};
 use crate::band::{Divisor, Findings, Step};
 
 /// Elements of a vector.
 const LANES: usize = 16;
+/// Cells of a vector.
+const HALF: usize = LANES / 2;
 /// Vectors that are stepped together, with one question for all whether a lane needs more care.
 const VECTORS: usize = 4;
 
@@ -14,7 +16,7 @@ const VECTORS: usize = 4;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn pass(
     stepping: Stepping,
-    sums: &mut Sums,
+    cells: &mut Cells,
     window: Window<'_, '_>,
     ahead: &mut Ahead,
 ) -> Findings {
@@ -22,13 +24,13 @@ pub(super) fn pass(
     let of = Constants::new(step);
     match (step.divisor, stepping.small) {
         (Divisor::Contributors, true) => {
-            window.each_run(sums, ahead, |run| step_run::<BY_SMALL>(run, step, of, &mut findings));
+            window.each_run(cells, ahead, |run| step_run::<BY_SMALL>(run, step, of, &mut findings));
         }
         (Divisor::Contributors, false) => {
-            window.each_run(sums, ahead, |run| step_run::<BY_COUNT>(run, step, of, &mut findings));
+            window.each_run(cells, ahead, |run| step_run::<BY_COUNT>(run, step, of, &mut findings));
         }
         (Divisor::All(_), _) => {
-            window.each_run(sums, ahead, |run| step_run::<BY_ALL>(run, step, of, &mut findings));
+            window.each_run(cells, ahead, |run| step_run::<BY_ALL>(run, step, of, &mut findings));
         }
     }
     // What was streamed becomes visible to other threads like any other write.
@@ -45,6 +47,9 @@ const BY_ALL: u8 = 2;
 struct Constants {
     minus_lr: __m512,
     all: __m512,
+    /// Where in two vectors of cells the sums lie, and who is in them.
+    even: __m512i,
+    odd: __m512i,
     /// The numbers from 0 to 31, and their reciprocals.
     counts: [__m512; 2],
     reciprocals: [__m512; 2],
@@ -79,6 +84,8 @@ impl Constants {
         Self {
             minus_lr: _mm512_set1_ps(-step.lr),
             all: _mm512_set1_ps(step.divisor.of(0)),
+            even: _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+            odd: _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31),
             counts: two(&COUNTS),
             reciprocals: two(&RECIPROCALS),
         }
@@ -118,24 +125,26 @@ fn vectors<const BY: u8, const STREAM: bool, const N: usize>(
     findings: &mut Findings,
 ) {
     let (base, next) = run.states(at);
-    let (sum, by) = (run.sum[at..].as_mut_ptr(), run.sent[at..].as_mut_ptr().cast::<i16>());
+    let cells = run.cells[at..].as_mut_ptr().cast::<i64>();
     let mut totals = [_mm512_setzero_ps(); N];
-    let mut sent = [_mm256_setzero_si256(); N];
+    let mut sent = [_mm512_setzero_si512(); N];
     let mut before = [_mm512_setzero_ps(); N];
     let mut after = [_mm512_setzero_ps(); N];
     let mut unusual = 0;
     for v in 0..N {
         let lane = v * LANES;
-        // SAFETY: the lanes `within` are below the length of all four; others are masked off, which
+        // SAFETY: the lanes `within` are below the length of all three; others are masked off, which
         // reads nothing.
         unsafe {
-            totals[v] = _mm512_maskz_loadu_ps(within[v], sum.add(lane));
-            sent[v] = _mm256_maskz_loadu_epi16(within[v], by.add(lane));
+            let [low, high] = halves(within[v]);
+            let low = _mm512_maskz_loadu_epi64(low, cells.add(lane));
+            let high = _mm512_maskz_loadu_epi64(high, cells.wrapping_add(lane + HALF));
+            totals[v] = _mm512_castsi512_ps(_mm512_permutex2var_epi32(low, of.even, high));
+            sent[v] = _mm512_permutex2var_epi32(low, of.odd, high);
             before[v] = _mm512_maskz_loadu_ps(within[v], base.add(lane));
         }
-        let by = _mm512_cvtepu16_epi32(sent[v]);
-        let touched = _mm512_test_epi32_mask(by, by);
-        let delta = quotient::<BY>(totals[v], by, of);
+        let touched = _mm512_test_epi32_mask(sent[v], sent[v]);
+        let delta = quotient::<BY>(totals[v], sent[v], of);
         after[v] = _mm512_mask3_fmadd_ps(of.minus_lr, delta, before[v], touched);
         // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no finite
         // state.
@@ -156,10 +165,17 @@ fn vectors<const BY: u8, const STREAM: bool, const N: usize>(
             } else {
                 _mm512_mask_storeu_ps(next.add(lane), within[v], after[v]);
             }
-            _mm512_mask_storeu_ps(sum.add(lane), within[v], _mm512_setzero_ps());
-            _mm256_mask_storeu_epi16(by.add(lane), within[v], _mm256_setzero_si256());
+            let [low, high] = halves(within[v]);
+            _mm512_mask_storeu_epi64(cells.add(lane), low, _mm512_setzero_si512());
+            _mm512_mask_storeu_epi64(cells.wrapping_add(lane + HALF), high, _mm512_setzero_si512());
         }
     }
+}
+
+/// The lanes of the lower and of the upper eight cells.
+#[inline(always)]
+fn halves(within: __mmask16) -> [__mmask8; 2] {
+    [within as u8, (within >> HALF) as u8]
 }
 
 /// Sixteen elements of which one may not be finite after the step.
@@ -169,36 +185,39 @@ fn vectors<const BY: u8, const STREAM: bool, const N: usize>(
 fn carefully(
     before: __m512,
     total: __m512,
-    by: __m256i,
+    sent: __m512i,
     element: u64,
     step: Step,
     findings: &mut Findings,
 ) -> __m512 {
-    let mut few = Few { before: [0.0; LANES], sum: [0.0; LANES], sent: [0; LANES] };
+    let (mut values, mut sums, mut by) = ([0.0; LANES], [0.0; LANES], [0; LANES]);
     // SAFETY: sixteen elements each.
     unsafe {
-        _mm512_storeu_ps(few.before.as_mut_ptr(), before);
-        _mm512_storeu_ps(few.sum.as_mut_ptr(), total);
-        _mm256_storeu_si256(few.sent.as_mut_ptr().cast(), by);
-        _mm512_loadu_ps(few.step(element, step, findings).as_ptr())
+        _mm512_storeu_ps(values.as_mut_ptr(), before);
+        _mm512_storeu_ps(sums.as_mut_ptr(), total);
+        _mm512_storeu_si512(by.as_mut_ptr().cast(), sent);
     }
+    let cells = std::array::from_fn(|lane| Cell::new(sums[lane], by[lane]));
+    let after = Few { before: values, cells }.step(element, step, findings);
+    // SAFETY: sixteen elements.
+    unsafe { _mm512_loadu_ps(after.as_ptr()) }
 }
 
 /// Each sum over what it is divided by; anything where nobody sent.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn quotient<const BY: u8>(sum: __m512, by: __m512i, of: Constants) -> __m512 {
+fn quotient<const BY: u8>(sum: __m512, sent: __m512i, of: Constants) -> __m512 {
     match BY {
         BY_SMALL => {
-            // `super::small_quotient`. Of an index into the two vectors five bits count.
-            let count = _mm512_permutex2var_ps(of.counts[0], by, of.counts[1]);
-            let reciprocal = _mm512_permutex2var_ps(of.reciprocals[0], by, of.reciprocals[1]);
+            // `super::small_quotient`. Of an index into the two vectors five bits matter: the count's.
+            let count = _mm512_permutex2var_ps(of.counts[0], sent, of.counts[1]);
+            let reciprocal = _mm512_permutex2var_ps(of.reciprocals[0], sent, of.reciprocals[1]);
             let near = _mm512_mul_ps(sum, reciprocal);
             let left = _mm512_fnmadd_ps(near, count, sum);
             _mm512_fmadd_ps(left, reciprocal, near)
         }
         BY_COUNT => {
-            let count = _mm512_and_si512(by, _mm512_set1_epi32(255));
+            let count = _mm512_and_si512(sent, _mm512_set1_epi32(0xffff));
             _mm512_div_ps(sum, _mm512_cvtepi32_ps(count))
         }
         _ => _mm512_div_ps(sum, of.all),

@@ -1,6 +1,7 @@
-//! Plain code, for every processor; the compiler makes of it what vectors there are.
+//! Plain code, compiled for every processor and again for what many have; of vectors the compiler makes
+//! what there are.
 
-use super::{Ahead, Few, Run, Sums, Window};
+use super::{Ahead, Cell, Cells, Few, Run, Window};
 use crate::band::{Divisor, Findings, Step};
 use crate::fma;
 
@@ -10,47 +11,57 @@ const CHUNK: usize = 16;
 /// As [`super::pass`].
 pub(super) fn pass(
     step: Step,
-    sums: &mut Sums,
+    cells: &mut Cells,
     window: Window<'_, '_>,
     ahead: &mut Ahead,
 ) -> Findings {
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("fma") {
         // SAFETY: it was asked for just now.
-        return unsafe { pass_with_fma(step, sums, window, ahead) };
+        return unsafe { pass_with_fma(step, cells, window, ahead) };
     }
-    pass_with(step, sums, window, ahead, (fma::fma_f32, |to, values| *to = values))
+    pass_with(step, cells, window, ahead, (fma::fma_f32, |to, values| *to = values))
 }
 
-/// The same code, where a fused multiply-add is one instruction. Of the vectors' instructions it may
-/// use AVX, which come with it.
+/// The same code, compiled for more instructions, of which a fused multiply-add is one.
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "fma")]
-fn pass_with_fma(
-    step: Step,
-    sums: &mut Sums,
-    window: Window<'_, '_>,
-    ahead: &mut Ahead,
-) -> Findings {
-    // Closures, not names of functions, which might be called as they are compiled elsewhere.
-    let by = (|a: f32, b, c| a.mul_add(b, c), |to: &mut _, values| write_past_caches(to, values));
-    let findings = pass_with(step, sums, window, ahead, by);
-    // What was streamed becomes visible to other threads like any other write.
-    std::arch::x86_64::_mm_sfence();
-    findings
+macro_rules! pass_compiled_for {
+    ($features:literal, $name:ident) => {
+        #[target_feature(enable = $features)]
+        pub(super) fn $name(
+            step: Step,
+            cells: &mut Cells,
+            window: Window<'_, '_>,
+            ahead: &mut Ahead,
+        ) -> Findings {
+            // Closures of this very function: any other is compiled for less.
+            let fma = |a: f32, b, c| a.mul_add(b, c);
+            let write = |to: &mut _, values| write_past_caches(to, values);
+            let findings = pass_with(step, cells, window, ahead, (fma, write));
+            // What was streamed becomes visible to other threads like any other write.
+            std::arch::x86_64::_mm_sfence();
+            findings
+        }
+    };
 }
+
+// With FMA comes AVX, which has no vectors of whole numbers as long as those of f32.
+#[cfg(target_arch = "x86_64")]
+pass_compiled_for!("fma", pass_with_fma);
+#[cfg(target_arch = "x86_64")]
+pass_compiled_for!("avx2,fma", pass_with_avx2);
 
 #[inline(always)]
 fn pass_with(
     step: Step,
-    sums: &mut Sums,
+    cells: &mut Cells,
     window: Window<'_, '_>,
     ahead: &mut Ahead,
     by: (impl Fn(f32, f32, f32) -> f32 + Copy, impl Fn(&mut [f32; CHUNK], [f32; CHUNK]) + Copy),
 ) -> Findings {
     let mut findings = Findings::default();
     let by_count = step.divisor == Divisor::Contributors;
-    window.each_run(sums, ahead, |run| match (by_count, run.base.is_some()) {
+    window.each_run(cells, ahead, |run| match (by_count, run.base.is_some()) {
         (true, true) => step_run::<true, true>(run, step, by, &mut findings),
         (true, false) => step_run::<true, false>(run, step, by, &mut findings),
         (false, true) => step_run::<false, true>(run, step, by, &mut findings),
@@ -70,27 +81,32 @@ fn step_run<const BY_COUNT: bool, const OUT: bool>(
 ) {
     let stream = run.streams();
     let all = step.divisor.of(0);
-    let Run { base, next, sum, sent, element } = run;
+    let Run { base, next, cells, element } = run;
     let (chunks, rest) = next.as_chunks_mut::<CHUNK>();
     let whole = chunks.len() * CHUNK;
     // Not an option to look into each time: the compiler would read both places.
     let before = base.unwrap_or(&[]).as_chunks::<CHUNK>().0;
-    let sums = sum.as_chunks_mut::<CHUNK>().0.iter_mut().zip(sent.as_chunks_mut::<CHUNK>().0);
-    for (chunk, (next, (sum, sent))) in chunks.iter_mut().zip(sums).enumerate() {
+    let chunks = chunks.iter_mut().zip(cells.as_chunks_mut::<CHUNK>().0);
+    for (chunk, (next, cells)) in chunks.enumerate() {
         let before = if OUT { before[chunk] } else { *next };
         let mut after = before;
+        // Apart first: else the compiler makes no vectors.
+        let (mut sums, mut counts) = ([0.0; CHUNK], [0; CHUNK]);
+        for at in 0..CHUNK {
+            (sums[at], counts[at]) = (cells[at].sum(), cells[at].count());
+        }
         let mut unusual = 0;
         for at in 0..CHUNK {
             // A signed number is the one that vectors convert.
-            let count = i32::from(sent[at] & 255 | u16::from(sent[at] == 0)) as f32;
+            let count = (counts[at] | u32::from(counts[at] == 0)) as i32 as f32;
             let count = if BY_COUNT { count } else { all };
-            let stepped = fma(-step.lr, sum[at] / count, before[at]);
-            after[at] = if sent[at] == 0 { before[at] } else { stepped };
+            let stepped = fma(-step.lr, sums[at] / count, before[at]);
+            after[at] = if counts[at] == 0 { before[at] } else { stepped };
             // Finite less itself is 0, anything else NaN; what nobody sent is stepped in vain.
             unusual |= (stepped - stepped).to_bits();
         }
         if unusual != 0 {
-            let few = Few { before, sum: *sum, sent: *sent };
+            let few = Few { before, cells: *cells };
             after = few.step(element + (chunk * CHUNK) as u64, step, findings);
         }
         if stream {
@@ -98,13 +114,12 @@ fn step_run<const BY_COUNT: bool, const OUT: bool>(
         } else {
             *next = after;
         }
-        (*sum, *sent) = ([0.0; CHUNK], [0; CHUNK]);
+        *cells = [Cell::default(); CHUNK];
     }
     let run = Run {
         base: base.map(|base| &base[whole..]),
         next: rest,
-        sum: &mut sum[whole..],
-        sent: &mut sent[whole..],
+        cells: &mut cells[whole..],
         element: element + whole as u64,
     };
     run.step_from(0, step, fma, findings);
