@@ -31,7 +31,7 @@ use update::{Row, Stepping, Window};
 pub enum Path {
     /// None in particular but, where there is one, the fused multiply-add: every processor.
     Scalar,
-    /// x86-64 with AVX2 and FMA, 8 elements at a time.
+    /// x86-64 with AVX2 and FMA: the scalar path's code, compiled for 8 elements at a time.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL, 16 elements at a time.
     Avx512,

@@ -97,6 +97,15 @@ pub trait Files: Send + Sync {
 
 /// A file being written, front to back.
 pub trait WriteFile: Write + Send {
+    /// Says how many bytes will be written at least, so that the system can find room for all at once.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's, where there is no room.
+    fn reserve(&mut self, _bytes: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Makes the bytes durable.
     ///
     /// # Errors
@@ -205,6 +214,20 @@ impl Write for Behind {
 }
 
 impl WriteFile for Behind {
+    /// The file's length stays as it is, so what a crash leaves is what was written.
+    #[cfg(target_os = "linux")]
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        use rustix::{fs::FallocateFlags, io::Errno};
+        if bytes < BEHIND_BYTES {
+            return Ok(());
+        }
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+            // Where it cannot be promised, the writes will tell.
+            Err(error) if error != Errno::NOSPC => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_all()
     }

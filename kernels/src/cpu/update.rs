@@ -1,5 +1,5 @@
 //! Updating: one pass over a group's rows of the state, stepping what somebody sent and clearing the
-//! sums on the way.
+//! cells on the way.
 //!
 //! The vector paths compute every lane and keep what belongs to an element that somebody sent.
 //! Skipping vectors that nobody sent would save work but not time: with a few miners that is a coin

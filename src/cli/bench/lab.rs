@@ -106,6 +106,11 @@ impl<'p> Lab<'p> {
         Ok(Self { scratch, pool, spec, base, layout, deltas, plan })
     }
 
+    /// Threads of the arithmetic.
+    pub fn threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
     /// Bytes of the state.
     pub fn state_bytes(&self) -> u64 {
         self.spec.bytes()

@@ -164,6 +164,12 @@ impl Draft {
         })
     }
 
+    /// Says how many bytes will be written at least.
+    pub(super) fn reserve(&self, bytes: u64) -> Result<(), SegmentError> {
+        let reserved = self.sink.state().file.get_mut().reserve(bytes);
+        reserved.map_err(SegmentError::io(&self.path))
+    }
+
     /// The file's path.
     pub(super) fn path(&self) -> &Path {
         &self.path

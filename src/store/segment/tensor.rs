@@ -48,6 +48,7 @@ impl TensorWriter {
         let width = spec.dtype().bytes() as usize;
         let columns = schema::of(vec![schema::value(spec.dtype())]);
         let mut draft = Draft::create(files, path, columns)?;
+        draft.reserve(spec.bytes())?;
         draft.key(DTYPE, spec.dtype().name().to_owned());
         draft.key(SHAPE, serde_json::Value::from(spec.shape()).to_string());
         let chunk = Chunk::new(width, PIECE_BYTES as usize);
