@@ -237,6 +237,36 @@ fn a_footer_that_claims_two_billion_entries_asks_for_no_memory() {
     assert!(refused("tensor", &with_footer(&[])).contains("t:"));
 }
 
+/// A list of two billion booleans that no reader knows, in Thrift's compact form: Parquet takes no byte
+/// for any of them, and so goes on for minutes.
+const BOOLEANS: [u8; 7] = [0x99, 0xf1, 0xff, 0xff, 0xff, 0xff, 7];
+
+#[test]
+fn two_billion_booleans_in_seven_bytes_take_no_time() {
+    let _alone = alone();
+    for name in ["tensor", "plan", "dispositions", "table"] {
+        let footer = [&[0x15, 2][..], &BOOLEANS, &[0]].concat();
+        let error = refused(name, &with_footer(&footer));
+        assert!(error.contains("shape"), "{name}: {error}");
+    }
+    // In the header of a page without bytes.
+    let page = [&[0x15, 0, 0x15, 0, 0x15, 0][..], &BOOLEANS, &[0]].concat();
+    for name in ["plan", "dispositions"] {
+        let seed = &seeds::seeds()[name][0];
+        let changed = regrouped(seed, &page, |mut groups, at| {
+            let group = groups.remove(0);
+            let mut columns = group.columns().to_vec();
+            for column in &mut columns {
+                let chunk = column.clone().into_builder().set_data_page_offset(at);
+                *column = chunk.set_total_compressed_size(page.len() as i64).build().unwrap();
+            }
+            vec![group.into_builder().set_column_metadata(columns).build().unwrap()]
+        });
+        let error = refused(name, &changed);
+        assert!(error.contains("shape"), "{name}: {error}");
+    }
+}
+
 /// The Parquet file `file`, its footer written anew with the row groups that `change` makes of its own;
 /// `added` stands behind the pages, from the place that `change` is told.
 fn regrouped(

@@ -22,7 +22,7 @@ const LAYERS: [(u8, &[&str]); 8] = [
 
 /// Where each outside crate may be used: paths below `src/` that start so.
 const HOMES: &[(&str, &[&str])] = &[
-    ("rustix", &["store/files.rs"]),
+    ("rustix", &["store/files.rs", "store/machine.rs"]),
     ("subxt", &["anchor/node.rs", "anchor/subtensor.rs"]),
     ("tokio", &["anchor/node.rs", "anchor/subtensor.rs", "http/", "cli/serve.rs"]),
     ("warp", &["http/"]),

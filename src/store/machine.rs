@@ -12,6 +12,13 @@ use std::{
 
 use super::files::Files;
 
+/// What this process has taken of the processors so far: all threads, the system's work for them included.
+#[must_use]
+pub fn processor_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
+}
+
 /// Most bytes that a measurement of the disk writes: 64 MiB.
 pub const PROBE_BYTES_MAX: u64 = 64 << 20;
 

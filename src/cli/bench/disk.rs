@@ -14,7 +14,10 @@ use serde::Serialize;
 use super::lab::Lab;
 use crate::{
     cli::exit::CliError,
-    store::files::{Disk, Files as _, WriteFile},
+    store::{
+        files::{Disk, Files as _, WriteFile},
+        machine::processor_time,
+    },
     types::progress::Progress,
 };
 
@@ -114,11 +117,6 @@ impl Taken {
         let processor_s = (processor_time() - processor).as_secs_f64();
         Ok(Self { wall_s: start.elapsed().as_secs_f64(), processor_s })
     }
-}
-
-fn processor_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec as u32)
 }
 
 /// Measures all of them in turns.

@@ -146,7 +146,7 @@ pub(super) fn text(
 ) -> Result<Vec<Bytes>, SegmentError> {
     let (mut values, mut free_at) = (Vec::new(), MAGIC.len() as u64);
     for row_group in 0..segment.row_groups() {
-        let (group, chunk) = segment.whole_chunk(row_group, column, &mut free_at)?;
+        let (group, chunk) = segment.sound_chunk(whole, row_group, column, &mut free_at)?;
         let rows = group.num_rows();
         let before = values.len();
         let mut pages = guarded(&segment.path, || {

@@ -24,6 +24,8 @@ pub enum SegmentError {
     /// Parquet's decoder panicked, which it should not do on any input.
     #[error("{path}: the file's metadata made the decoder give up", path = path.display())]
     Undecodable { path: PathBuf },
+    #[error("{path}: the metadata is not of the shape that Parquet's has", path = path.display())]
+    Shape { path: PathBuf },
     #[error("{path}: not a Parquet file: it does not end with PAR1", path = path.display())]
     Magic { path: PathBuf },
     #[error(

@@ -22,7 +22,7 @@ use parquet::{
     schema::types::SchemaDescPtr,
 };
 
-use super::error::SegmentError;
+use super::{error::SegmentError, thrift};
 use crate::store::files::{Files, ReadFile};
 
 /// What a Parquet file starts and ends with.
@@ -73,6 +73,9 @@ impl SegmentFile {
     ) -> Result<Self, SegmentError> {
         let file = files.open(path).map_err(SegmentError::io(path))?;
         let (footer_at, footer) = read_footer(&*file, path)?;
+        if !thrift::is_sound(&footer, thrift::FILE) {
+            return Err(SegmentError::Shape { path: path.to_owned() });
+        }
         let skip = ParquetStatisticsPolicy::SkipAll;
         let options = ParquetMetaDataOptions::new()
             .with_schema(schema)
@@ -200,6 +203,30 @@ impl SegmentFile {
         Ok((group, chunk))
     }
 
+    /// As [`SegmentFile::whole_chunk`], with its bytes of the `whole` file looked at: page after page.
+    pub(super) fn sound_chunk(
+        &self,
+        whole: &[u8],
+        row_group: usize,
+        column: usize,
+        free_at: &mut u64,
+    ) -> Result<(&RowGroupMetaData, &ColumnChunkMetaData), SegmentError> {
+        let (group, chunk) = self.whole_chunk(row_group, column, free_at)?;
+        let pages = match chunk.compressed_size() {
+            0 => Some(&[][..]),
+            // Both are within the file as it was when it was opened.
+            bytes => {
+                let from = whole.get(chunk.data_page_offset() as usize..);
+                from.and_then(|from| from.get(..bytes as usize))
+            }
+        };
+        if pages.is_some_and(thrift::pages_are_sound) {
+            Ok((group, chunk))
+        } else {
+            Err(SegmentError::Shape { path: self.path.clone() })
+        }
+    }
+
     /// The values of a page: the last `rows x width` bytes of where it lies. None if that is not
     /// free, not within the file, or not a page of the rows up to `end`.
     fn body(
@@ -249,7 +276,7 @@ impl SegmentFile {
         }
         let mut index = vec![0; bytes as usize];
         self.file.read_exact_at(&mut index, at).map_err(SegmentError::io(&self.path))?;
-        if !list_fits(&index) {
+        if !list_fits(&index) || !thrift::is_sound(&index, thrift::OFFSET_INDEX) {
             return Err(refused());
         }
         let index = guarded(&self.path, || decode_offset_index(&index))?;

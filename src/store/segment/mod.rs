@@ -23,6 +23,7 @@ pub mod query;
 mod schema;
 mod table;
 pub mod tensor;
+mod thrift;
 pub mod verified;
 
 use std::{ops::Range, sync::Arc};

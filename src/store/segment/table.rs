@@ -101,7 +101,7 @@ impl<T: DataType> Values<T> {
         let (mut left, mut free_at) = (rows + 1, MAGIC.len() as u64);
         let mut levels_left = self.definition.as_ref().map_or(self.values.len(), Vec::len) as u64;
         for row_group in 0..segment.row_groups() {
-            let (_, chunk) = segment.whole_chunk(row_group, column, &mut free_at)?;
+            let (_, chunk) = segment.sound_chunk(whole, row_group, column, &mut free_at)?;
             let claimed = guarded(&segment.path, || claimed_values(whole, chunk, left))?;
             match levels_left.checked_sub(claimed) {
                 Some(rest) => levels_left = rest,
