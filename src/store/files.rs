@@ -222,9 +222,9 @@ impl WriteFile for Behind {
             return Ok(());
         }
         match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, 0, bytes) {
-            // Where it cannot be promised, the writes will tell.
-            Err(error) if error != Errno::NOSPC => Ok(()),
-            other => Ok(other?),
+            Err(Errno::NOSPC) => Err(Errno::NOSPC.into()),
+            // Where nothing can be promised, the writes will tell.
+            _ => Ok(()),
         }
     }
 

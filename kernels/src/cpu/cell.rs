@@ -1,5 +1,8 @@
 //! What miners sent for one element so far, in eight bytes that are read and written at once.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
 /// A sum and who is in it; all zero where nobody sent.
 ///
 /// Low half: the bits of the sum, f32. High half: how many miners sent the element in its low 16
@@ -29,8 +32,8 @@ impl Cell {
 
 /// Adds what one miner sent, miners in order.
 ///
-/// Four vector instructions of an element's eight bytes, of the set that every x86-64 has: as numbers
-/// apart, they are three times as many.
+/// Four vector instructions on an element's eight bytes, of the set that every x86-64 has; with sum and
+/// count apart an entry takes half as many again, and two loads and stores.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Adder {
     /// Of all cells as they were, the highest of each signed 16 bits: the top ones are the last miner.
@@ -40,9 +43,6 @@ pub(super) struct Adder {
     this: __m128i,
     miner: i16,
 }
-
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
 impl Adder {

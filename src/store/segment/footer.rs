@@ -314,19 +314,8 @@ fn read_footer(file: &dyn ReadFile, path: &Path) -> Result<(u64, Vec<u8>), Segme
 ///
 /// Parquet 60 reserves memory for the claimed number before it reads the first: up to 51 GB.
 fn list_fits(index: &[u8]) -> bool {
-    let [_field, list, rest @ ..] = index else { return false };
-    let claimed = match list >> 4 {
-        15 => varint(rest),
-        short => Some(u64::from(short)),
-    };
+    let claimed = thrift::first_list_claims(index);
     claimed.is_some_and(|pages| pages <= (index.len() / LOCATION_BYTES_MIN) as u64)
-}
-
-/// A number in Thrift's compact form: seven bits a byte, low ones first.
-fn varint(bytes: &[u8]) -> Option<u64> {
-    let length = bytes.iter().take(5).position(|byte| byte & 0x80 == 0)? + 1;
-    let digits = bytes[..length].iter().rev();
-    Some(digits.fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f)))
 }
 
 /// Runs Parquet's decoder on bytes that nobody vouches for: a panic in it becomes an error.

@@ -124,6 +124,17 @@ const DATA_PAGE_2: Fields = &[
 /// How deep structs and lists lie in each other at most; ours do eight deep.
 const DEPTH_MAX: u32 = 24;
 
+/// Most bytes of a number of 64 bits, and of a list's length, which has 32.
+const NUMBER_BYTES_MAX: u32 = 10;
+const LENGTH_BYTES_MAX: u32 = 5;
+
+/// How many elements the list claims that is a struct's first field.
+pub(super) fn first_list_claims(bytes: &[u8]) -> Option<u64> {
+    let mut walk = Walk { rest: bytes };
+    walk.byte()?;
+    walk.list_header().map(|(_, claimed)| claimed)
+}
+
 /// Whether `bytes` begin with such a struct.
 pub(super) fn is_sound(bytes: &[u8], fields: Fields) -> bool {
     Walk { rest: bytes }.structure(fields, DEPTH_MAX, &mut |_, _| {}).is_some()
@@ -197,12 +208,12 @@ impl Walk<'_> {
         Some(byte)
     }
 
-    /// Seven bits a byte, low ones first.
-    fn varint(&mut self) -> Option<u64> {
+    /// Seven bits a byte, low ones first, in so many bytes at most.
+    fn varint(&mut self, bytes_max: u32) -> Option<u64> {
         let mut number = 0;
-        for shift in (0..70).step_by(7) {
+        for at in 0..bytes_max {
             let byte = self.byte()?;
-            number |= u64::from(byte & 127).checked_shl(shift)?;
+            number |= u64::from(byte & 127) << (7 * at);
             if byte < 128 {
                 return Some(number);
             }
@@ -212,7 +223,7 @@ impl Walk<'_> {
 
     /// As [`Walk::varint`], the sign in the lowest bit.
     fn number(&mut self) -> Option<i64> {
-        let number = self.varint()?;
+        let number = self.varint(NUMBER_BYTES_MAX)?;
         Some((number >> 1) as i64 ^ -((number & 1) as i64))
     }
 
@@ -252,11 +263,11 @@ impl Walk<'_> {
     fn value(&mut self, written: Written, shape: Option<Shape>, depth: u32) -> Option<()> {
         match written {
             Written::BYTE => self.take(1),
-            Written(4..=6) => self.varint().map(|_| ()),
+            Written(4..=6) => self.varint(NUMBER_BYTES_MAX).map(|_| ()),
             Written::DOUBLE => self.take(8),
             Written::UUID => self.take(16),
             Written::BINARY => {
-                let bytes = self.varint()?;
+                let bytes = self.varint(NUMBER_BYTES_MAX)?;
                 self.take(usize::try_from(bytes).ok()?)
             }
             Written::LIST | Written::SET => {
@@ -278,14 +289,19 @@ impl Walk<'_> {
         }
     }
 
-    fn list(&mut self, element: Option<Shape>, depth: u32) -> Option<()> {
-        let depth = depth.checked_sub(1)?;
+    /// The type of a list's elements, and how many it claims.
+    fn list_header(&mut self) -> Option<(Written, u64)> {
         let header = self.byte()?;
         let claimed = match header >> 4 {
-            15 => self.varint()?,
+            15 => self.varint(LENGTH_BYTES_MAX)?,
             short => u64::from(short),
         };
-        let written = Written::of(header);
+        Some((Written::of(header), claimed))
+    }
+
+    fn list(&mut self, element: Option<Shape>, depth: u32) -> Option<()> {
+        let depth = depth.checked_sub(1)?;
+        let (written, claimed) = self.list_header()?;
         let expected = element.is_none_or(|element| written.is(element));
         if claimed == 0 {
             return Some(());
