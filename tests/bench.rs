@@ -20,12 +20,13 @@ fn number(value: &Value, keys: &str) -> f64 {
 #[test]
 fn every_stage_is_measured_beside_its_floor() {
     let dir = tempfile::tempdir().unwrap();
-    let output = bench(dir.path(), "0.004", &["--json"]);
+    let output = bench(dir.path(), "0.004", &["--json", "--turns", "7"]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["schema_version"], 1);
     assert_eq!(number(&report, "state_bytes"), f64::from(2 << 21));
     assert_eq!(number(&report, "threads"), 2.0);
+    assert_eq!(number(&report, "turns"), 7.0);
     for rate in ["read_cold_bytes_per_s", "read_warm_bytes_per_s", "write_bytes_per_s"] {
         assert!(number(&report["disk"], rate) > 0.0, "{rate}");
     }
@@ -60,6 +61,7 @@ fn every_stage_is_measured_beside_its_floor() {
 #[test]
 fn a_size_that_is_none_is_refused() {
     let dir = tempfile::tempdir().unwrap();
+    assert_eq!(bench(dir.path(), "0.004", &["--turns", "0"]).status.code(), Some(2));
     for gib in ["0", "-1", "nan", "2000", "much"] {
         let output = bench(dir.path(), gib, &[]);
         assert_eq!(output.status.code(), Some(2), "--gib {gib}");

@@ -15,10 +15,10 @@ use super::{
 };
 use crate::merkle::pieces::PiecePart;
 
-/// Folds every band that comes and hands it on.
+/// Folds every band that comes and hands it on; with no path it is checked only.
 pub(super) fn compute(
     job: &FoldJob<'_>,
-    path: cpu::Path,
+    path: Option<cpu::Path>,
     from: &Receiver<Numbered<Loaded>>,
     to: &Sender<Numbered<Folded>>,
 ) {
@@ -34,7 +34,11 @@ pub(super) fn compute(
     });
 }
 
-fn fold_band(job: &FoldJob<'_>, path: cpu::Path, loaded: Loaded) -> Result<Folded, FoldError> {
+fn fold_band(
+    job: &FoldJob<'_>,
+    path: Option<cpu::Path>,
+    loaded: Loaded,
+) -> Result<Folded, FoldError> {
     let Loaded { at, mut room, unchecked, levels } = loaded;
     let At { tensor, first_unit, units, .. } = at;
     let (_, tensor) = job.tensors[tensor];
@@ -44,6 +48,7 @@ fn fold_band(job: &FoldJob<'_>, path: cpu::Path, loaded: Loaded) -> Result<Folde
     let sent = contributions(&levels, rows, cut.row_bytes(units));
     unchecked.check(f32_bytes::of_f32(state))?;
     let mut rounds = Vec::with_capacity(job.rounds.len());
+    let Some(path) = path else { return Ok(Folded { at, room, rounds }) };
     for (number, (round, sent)) in job.rounds.iter().zip(&sent).enumerate() {
         let found = if round.claims(tensor) {
             look(path, &cut.band(units), sent, round, state)

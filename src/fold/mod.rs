@@ -104,7 +104,7 @@ impl FoldJob<'_> {
         let bytes = self.tensors.iter().map(|(_, tensor)| self.cut(tensor).band_bytes());
         let bytes = bytes.max().unwrap_or(1);
         match self.engine {
-            Engine::Cpu(_) => {
+            Engine::Idle | Engine::Cpu(_) => {
                 let most = 2 * self.pool.current_num_threads() as u64 + 6;
                 (BANDS_BYTES_MAX / bytes).clamp(3, most)
             }
@@ -114,10 +114,13 @@ impl FoldJob<'_> {
     }
 }
 
-/// What does the arithmetic of a fold. All give the same bits.
+/// What does the arithmetic of a fold. All that do any give the same bits.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Engine {
+    /// Nothing: what is read is checked and the state handed on as it was, without an outcome. A pass
+    /// that folds is held against it.
+    Idle,
     /// The processor, with this kernel.
     Cpu(cpu::Path),
     /// A card.
@@ -144,7 +147,7 @@ impl Engine {
     const fn band_bytes(self) -> u64 {
         match self {
             // About what a core's second cache holds, so that what was folded is hashed from there.
-            Self::Cpu(_) => 4 << 20,
+            Self::Idle | Self::Cpu(_) => 4 << 20,
             Self::Cuda { band_bytes, .. } => band_bytes,
         }
     }
@@ -152,7 +155,7 @@ impl Engine {
     /// Memory that it reads and writes best.
     fn floats(self, elements: usize) -> Result<Floats, FoldError> {
         match self {
-            Self::Cpu(_) => {
+            Self::Idle | Self::Cpu(_) => {
                 Floats::new(elements).map_err(|source| FoldError::Memory { elements, source })
             }
             Self::Cuda { gpu, .. } => Ok(gpu.floats(elements)?),
@@ -251,7 +254,8 @@ pub fn fold(
         let wanted = output.wants_state();
         scope.spawn(move || load::load(job, &spare, &loaded_to));
         scope.spawn(move || match job.engine {
-            Engine::Cpu(path) => compute::compute(job, path, &loaded, &folded_to),
+            Engine::Idle => compute::compute(job, None, &loaded, &folded_to),
+            Engine::Cpu(path) => compute::compute(job, Some(path), &loaded, &folded_to),
             Engine::Cuda { gpu, .. } => card::compute(job, gpu, wanted, loaded, &folded_to),
         });
         write::write(job, &folded, &spare_to, output, progress)

@@ -1,9 +1,9 @@
 //! Updating: one pass over a group's rows of the state, stepping what somebody sent and clearing the
 //! cells on the way.
 //!
-//! The vector paths compute every lane and keep what belongs to an element that somebody sent.
-//! Skipping vectors that nobody sent would save work but not time: with a few miners that is a coin
-//! toss a vector, which no branch predictor gets right.
+//! Every element is stepped, by a delta of 0 where nobody sent one. Skipping vectors that nobody sent
+//! would save work but not time: with a few miners that is a coin toss a vector, which no branch
+//! predictor gets right.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -59,6 +59,12 @@ struct Run<'a> {
     cells: &'a mut [Cell],
     /// The first element, row-major in the band.
     element: u64,
+}
+
+/// Whether a delta of 0 leaves an element as it is: `-lr * 0` is -0 then, and -0 added to any finite
+/// number, to either zero as well, is that number.
+fn zero_is_no_step(step: Step) -> bool {
+    step.lr.is_sign_positive()
 }
 
 /// Counts whose reciprocals the vectors hold: below this.
@@ -124,6 +130,8 @@ pub(super) fn pass(
     ahead: &mut Ahead,
 ) -> Findings {
     let step = stepping.step;
+    // It goes one by one then, on whatever path.
+    let path = if zero_is_no_step(step) { path } else { Path::Scalar };
     match path {
         Path::Scalar => plain::pass(step, cells, window, ahead),
         #[cfg(target_arch = "x86_64")]

@@ -3,17 +3,20 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    path::Path,
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
     sync::mpsc::{channel, sync_channel},
     thread,
     time::{Duration, Instant},
 };
 
+use gradledger_kernels::cpu;
 use serde::Serialize;
 
 use super::lab::Lab;
 use crate::{
     cli::exit::CliError,
+    fold::Engine,
     store::{
         files::{Disk, Files as _, WriteFile},
         machine::processor_time,
@@ -21,8 +24,9 @@ use crate::{
     types::progress::Progress,
 };
 
-/// When there are turns enough; there is one at least.
+/// When there are turns enough, where nobody says how many; there is one at least.
 const TIME_MAX: Duration = Duration::from_secs(15);
+/// How many there are at most then.
 const TURNS_MAX: usize = 5;
 
 /// Bytes read or written at once.
@@ -84,7 +88,22 @@ enum Work {
     Read,
     Write,
     Copy,
-    Pass { rounds: usize, writes: bool },
+    /// Everything is read and checked, nothing folded, the state written.
+    PassWithout,
+    Pass {
+        rounds: usize,
+        writes: bool,
+    },
+}
+
+impl Work {
+    fn writes(self) -> bool {
+        match self {
+            Self::Read => false,
+            Self::Write | Self::Copy | Self::PassWithout => true,
+            Self::Pass { writes, .. } => writes,
+        }
+    }
 }
 
 /// What is timed, each with whether the files are out of the page cache before.
@@ -93,10 +112,10 @@ const KINDS: [(&str, bool, Work); 11] = [
     (READ_WARM, false, Work::Read),
     (WRITE, false, Work::Write),
     (COPY_COLD, true, Work::Copy),
-    (PASS_COLD, true, Work::Pass { rounds: 0, writes: true }),
+    (PASS_COLD, true, Work::PassWithout),
     (ROUND_COLD, true, Work::Pass { rounds: 1, writes: true }),
     (ROUNDS_COLD, true, Work::Pass { rounds: ROUNDS, writes: true }),
-    (PASS_WARM, false, Work::Pass { rounds: 0, writes: true }),
+    (PASS_WARM, false, Work::PassWithout),
     (REPLAY_WARM, false, Work::Pass { rounds: 1, writes: false }),
     (ROUND_WARM, false, Work::Pass { rounds: 1, writes: true }),
     (ROUNDS_WARM, false, Work::Pass { rounds: ROUNDS, writes: false }),
@@ -119,13 +138,24 @@ impl Taken {
     }
 }
 
-/// Measures all of them in turns.
-pub fn measure(lab: &Lab<'_>, progress: &dyn Progress) -> Result<(DiskRates, Vec<Pass>), CliError> {
+/// Measures all of them in so many turns, or in as many as a quarter of a minute has; says how many it were.
+pub fn measure(
+    lab: &Lab<'_>,
+    turns: Option<NonZeroUsize>,
+    progress: &dyn Progress,
+) -> Result<(usize, DiskRates, Vec<Pass>), CliError> {
     let mut fastest = [Taken { wall_s: f64::INFINITY, processor_s: 0.0 }; KINDS.len()];
-    let (start, turn_bytes) = (Instant::now(), lab.state_bytes() * KINDS.len() as u64);
+    let turn_bytes = lab.state_bytes() * KINDS.len() as u64;
     progress.begin("passes", turn_bytes);
-    for turn in 0..TURNS_MAX {
+    // Each writes into memory that was just given back; memory that a virtual machine touches for the
+    // first time costs more than all else.
+    run(lab, Work::Write)?;
+    let (start, mut done) = (Instant::now(), 0);
+    while done < turns.map_or(TURNS_MAX, NonZeroUsize::get) {
         for (&(_, cold, work), fastest) in KINDS.iter().zip(&mut fastest) {
+            if work.writes() {
+                lab.clear()?;
+            }
             if cold {
                 lab.forget()?;
             }
@@ -133,26 +163,31 @@ pub fn measure(lab: &Lab<'_>, progress: &dyn Progress) -> Result<(DiskRates, Vec
             if taken.wall_s < fastest.wall_s {
                 *fastest = taken;
             }
-            if turn == 0 {
+            if done == 0 {
                 progress.advance(lab.state_bytes());
             }
         }
+        done += 1;
         // The next turn takes as long as this one.
-        if start.elapsed() + start.elapsed() / (turn as u32 + 1) > TIME_MAX {
+        if turns.is_none() && start.elapsed() + start.elapsed() / done as u32 > TIME_MAX {
             break;
         }
     }
     progress.end();
-    Ok(results(lab, &fastest))
+    let (rates, passes) = results(lab, &fastest);
+    Ok((done, rates, passes))
 }
 
 fn run(lab: &Lab<'_>, work: Work) -> Result<(), CliError> {
-    let (state, copy) = (lab.state_file(), lab.dir().join("tmp/copy"));
+    let (copy, files) = (lab.output(), lab.files()?);
     let done = match work {
-        Work::Read => File::open(&state).and_then(read),
+        Work::Read => File::open(&files[0]).and_then(read),
         Work::Write => create(&copy, lab).and_then(|file| write_filler(file, lab.state_bytes())),
-        Work::Copy => copy_file(File::open(&state), create(&copy, lab)),
-        Work::Pass { rounds, writes } => return lab.pass(rounds, writes),
+        Work::Copy => create(&copy, lab).and_then(|to| copy_state(&files, to)),
+        Work::PassWithout => return lab.pass(Engine::Idle, 1, true),
+        Work::Pass { rounds, writes } => {
+            return lab.pass(Engine::Cpu(cpu::Path::best()), rounds, writes);
+        }
     };
     done.map_err(|source| CliError::Io { path: copy, source })
 }
@@ -218,9 +253,9 @@ fn write_filler(mut file: Box<dyn WriteFile>, bytes: u64) -> io::Result<()> {
     file.sync()
 }
 
-/// One thread reads, another writes and syncs: the least that a pass from disk to disk does.
-fn copy_file(from: io::Result<File>, to: io::Result<Box<dyn WriteFile>>) -> io::Result<()> {
-    let (mut from, mut to) = (from?, to?);
+/// One thread reads all files, another writes the first and syncs: the least that a pass from disk to disk
+/// does.
+fn copy_state(files: &[PathBuf], mut to: Box<dyn WriteFile>) -> io::Result<()> {
     let (full_to, full) = sync_channel::<(Vec<u8>, usize)>(BUFFERS);
     let (empty_to, empty) = channel();
     for _ in 0..BUFFERS {
@@ -228,13 +263,15 @@ fn copy_file(from: io::Result<File>, to: io::Result<Box<dyn WriteFile>>) -> io::
     }
     thread::scope(|scope| {
         let reading = scope.spawn(move || -> io::Result<()> {
+            let (state, deltas) = files.split_first().expect("there is a state");
+            let mut from = File::open(state)?;
             while let Ok(mut buffer) = empty.recv() {
                 let read = from.read(&mut buffer)?;
                 if read == 0 || full_to.send((buffer, read)).is_err() {
                     break;
                 }
             }
-            Ok(())
+            deltas.iter().try_for_each(|delta| read(File::open(delta)?))
         });
         for (buffer, read) in full {
             to.write_all(&buffer[..read])?;

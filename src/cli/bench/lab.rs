@@ -2,13 +2,14 @@
 
 use std::{
     fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     process,
     sync::Arc,
 };
 
 use gradledger_kernels::{
-    Divisor, Step, bytes as f32_bytes, cpu,
+    Divisor, Step, bytes as f32_bytes,
     made_up::Round,
     rates::{COLUMNS, MINERS_MAX, STRIP},
 };
@@ -134,8 +135,24 @@ impl<'p> Lab<'p> {
         segment::place::tensor(self.dir(), &descriptor.artifact(), descriptor.dtype)
     }
 
-    /// Has the system forget what it keeps of the state and the deltas.
-    pub fn forget(&self) -> Result<(), CliError> {
+    /// Where a pass writes.
+    pub fn output(&self) -> PathBuf {
+        self.dir().join("tmp/next.parquet")
+    }
+
+    /// Removes what the last pass wrote, which takes a while.
+    pub fn clear(&self) -> Result<(), CliError> {
+        match fs::remove_file(self.output()) {
+            Err(source) if source.kind() != ErrorKind::NotFound => {
+                Err(CliError::Io { path: self.output(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The files that a round reads, that of the state first.
+    pub fn files(&self) -> Result<Vec<PathBuf>, CliError> {
+        let (state, mut deltas) = (self.state_file(), Vec::new());
         let mut dirs = vec![self.dir().join("segments")];
         while let Some(dir) = dirs.pop() {
             let io = |source| CliError::Io { path: dir.clone(), source };
@@ -143,17 +160,23 @@ impl<'p> Lab<'p> {
                 let path = entry.map_err(io)?.path();
                 if path.is_dir() {
                     dirs.push(path);
-                } else {
-                    forget(&path).map_err(|source| CliError::Io { path, source })?;
+                } else if path != state {
+                    deltas.push(path);
                 }
             }
         }
-        Ok(())
+        Ok([vec![state], deltas].concat())
     }
 
-    /// One pass over the state: so many rounds are folded, and the last state is written and synced if it
-    /// `writes`. With no round the state is read, checked and handed through.
-    pub fn pass(&self, rounds: usize, writes: bool) -> Result<(), CliError> {
+    /// Has the system forget what it keeps of them.
+    pub fn forget(&self) -> Result<(), CliError> {
+        let one = |path: PathBuf| forget(&path).map_err(|source| CliError::Io { path, source });
+        self.files()?.into_iter().try_for_each(one)
+    }
+
+    /// One pass over the state: so many rounds are folded by `engine`, and the last state is written and
+    /// synced if it `writes`.
+    pub fn pass(&self, engine: Engine, rounds: usize, writes: bool) -> Result<(), CliError> {
         let round = || RoundFold {
             deltas: &self.deltas,
             plan: &self.plan,
@@ -165,15 +188,12 @@ impl<'p> Lab<'p> {
             tensors: self.layout.tensors.iter().enumerate().collect(),
             rounds: (0..rounds).map(|_| round()).collect(),
             pool: self.pool,
-            engine: Engine::Cpu(cpu::Path::best()),
+            engine,
         };
-        let to = self.dir().join("tmp/next.parquet");
-        let writer = writes.then(|| TensorWriter::create(&Disk, &to, &self.spec)).transpose();
+        let create = || TensorWriter::create(&Disk, &self.output(), &self.spec);
+        let writer = writes.then(create).transpose();
         let mut output = Output(writer.map_err(StoreError::from).map_err(LedgerError::from)?);
         fold(&job, &mut output, &Silent).map_err(LedgerError::from)?;
-        if writes {
-            fs::remove_file(&to).map_err(|source| CliError::Io { path: to, source })?;
-        }
         Ok(())
     }
 }

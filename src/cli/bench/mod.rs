@@ -11,7 +11,7 @@ mod estimate;
 mod lab;
 mod memory;
 
-use std::{fmt::Write as _, fs, path::PathBuf, thread};
+use std::{fmt::Write as _, fs, num::NonZeroUsize, path::PathBuf, thread};
 
 use clap::Args;
 use gradledger_kernels::{cpu, sha256};
@@ -38,6 +38,10 @@ pub(super) struct BenchArgs {
     /// Size of the state in GiB; five times as much room is needed.
     #[arg(long, value_name = "N", default_value_t = 0.25, value_parser = gib)]
     gib: f64,
+    /// How often each pass over the disk is timed; the fastest counts. Otherwise up to 5 times, within
+    /// about 15 seconds.
+    #[arg(long, value_name = "N")]
+    turns: Option<NonZeroUsize>,
     #[command(flatten)]
     fold: FoldArgs,
     /// A card such as cuda:0 instead: its rates beside what it can copy, no disk.
@@ -65,6 +69,8 @@ struct Report {
     kernels: Kernels,
     /// Bytes of the state on the disk.
     state_bytes: u64,
+    /// How often each pass was timed.
+    turns: usize,
     disk: DiskRates,
     passes: Vec<Pass>,
     estimates: Vec<Estimate>,
@@ -77,7 +83,7 @@ pub(super) fn bench(args: &BenchArgs, progress: &dyn Progress) -> Result<(), Cli
     let pool = thread_pool(args.fold.threads)?;
     let (kernels, round) = memory::measure(args.gib, &pool, progress)?;
     let lab = Lab::make(&args.dir, args.gib, &round, &pool, progress)?;
-    let (disk, passes) = disk::measure(&lab, progress)?;
+    let (turns, disk, passes) = disk::measure(&lab, args.turns, progress)?;
     let report = Report {
         processor: processor(),
         threads: pool.current_num_threads(),
@@ -86,6 +92,7 @@ pub(super) fn bench(args: &BenchArgs, progress: &dyn Progress) -> Result<(), Cli
         estimates: estimate::all(&disk, &passes),
         kernels,
         state_bytes: lab.state_bytes(),
+        turns,
         disk,
         passes,
     };

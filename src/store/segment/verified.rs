@@ -128,11 +128,18 @@ impl VerifiedReader {
     }
 
     /// Reads as many pieces at once where less is asked for, between one and as many as are hashed at once,
-    /// and holds them in `room`; what is in it goes.
+    /// and holds them in `room`; what is in it goes. The system is asked to read as many ahead.
     pub fn hold(&mut self, pieces: usize, mut room: Vec<u8>) {
         room.clear();
         self.hold = pieces.clamp(1, TASK_PIECES);
         self.held = room;
+        self.will_hold(self.position / PIECE_BYTES);
+    }
+
+    /// Asks the system for the pieces that are held when piece `first` is wanted.
+    fn will_hold(&self, first: u64) {
+        let start = first * PIECE_BYTES;
+        self.source.will_need(start..start + self.hold as u64 * PIECE_BYTES);
     }
 
     /// The room that pieces were held in, to be used again.
@@ -301,6 +308,9 @@ impl VerifiedReader {
         let mut held = std::mem::take(&mut self.held);
         let left = self.len() - number * PIECE_BYTES;
         held.resize(left.min(self.hold as u64 * PIECE_BYTES) as usize, 0);
+        if self.hold > 1 {
+            self.will_hold(number + self.hold as u64);
+        }
         self.read_checked(number, &mut held)?;
         (self.held, self.held_first) = (held, number);
         Ok(())

@@ -68,7 +68,7 @@ impl Constants {
             counts
         };
         const RECIPROCALS: [f32; SMALL] = {
-            // Of 0, which nobody sent, anything finite will do.
+            // Of 0, which nobody sent, anything finite will do: the sum is 0.
             let mut reciprocals = [1.0; SMALL];
             let mut count = 1;
             while count < SMALL {
@@ -143,12 +143,11 @@ fn vectors<const BY: u8, const STREAM: bool, const N: usize>(
             sent[v] = _mm512_permutex2var_epi32(low, of.odd, high);
             before[v] = _mm512_maskz_loadu_ps(within[v], base.add(lane));
         }
-        let touched = _mm512_test_epi32_mask(sent[v], sent[v]);
         let delta = quotient::<BY>(totals[v], sent[v], of);
-        after[v] = _mm512_mask3_fmadd_ps(of.minus_lr, delta, before[v], touched);
+        after[v] = _mm512_fmadd_ps(of.minus_lr, delta, before[v]);
         // Quiet NaN, both infinities, signalling NaN. A delta that is not finite leaves no finite
         // state.
-        unusual |= _mm512_mask_fpclass_ps_mask::<0x99>(touched, after[v]);
+        unusual |= _mm512_fpclass_ps_mask::<0x99>(after[v]);
     }
     if unusual != 0 {
         for v in 0..N {
@@ -203,7 +202,7 @@ fn carefully(
     unsafe { _mm512_loadu_ps(after.as_ptr()) }
 }
 
-/// Each sum over what it is divided by; anything where nobody sent.
+/// Each sum over what it is divided by; 0 where nobody sent.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn quotient<const BY: u8>(sum: __m512, sent: __m512i, of: Constants) -> __m512 {
@@ -218,7 +217,7 @@ fn quotient<const BY: u8>(sum: __m512, sent: __m512i, of: Constants) -> __m512 {
         }
         BY_COUNT => {
             let count = _mm512_and_si512(sent, _mm512_set1_epi32(0xffff));
-            _mm512_div_ps(sum, _mm512_cvtepi32_ps(count))
+            _mm512_div_ps(sum, _mm512_max_ps(_mm512_cvtepi32_ps(count), _mm512_set1_ps(1.0)))
         }
         _ => _mm512_div_ps(sum, of.all),
     }

@@ -1,12 +1,12 @@
 //! Plain code, compiled for every processor and again for what many have; of vectors the compiler makes
 //! what there are.
 
-use super::{Ahead, Cell, Cells, Few, Run, Window};
+use super::{Ahead, Cell, Cells, Few, Run, Window, zero_is_no_step};
 use crate::band::{Divisor, Findings, Step};
 use crate::fma;
 
 /// Elements that are stepped at once.
-const CHUNK: usize = 16;
+const CHUNK: usize = 32;
 
 /// As [`super::pass`].
 pub(super) fn pass(
@@ -70,7 +70,7 @@ fn pass_with(
     findings
 }
 
-/// Every element is computed and kept where somebody sent it: who sent what is as good as random.
+/// Every element is stepped: who sent what is as good as random.
 #[inline(always)]
 #[allow(clippy::eq_op)] // Less itself: the cheapest question whether a value is finite.
 fn step_run<const BY_COUNT: bool, const OUT: bool>(
@@ -82,8 +82,9 @@ fn step_run<const BY_COUNT: bool, const OUT: bool>(
     let stream = run.streams();
     let all = step.divisor.of(0);
     let Run { base, next, cells, element } = run;
-    let (chunks, rest) = next.as_chunks_mut::<CHUNK>();
-    let whole = chunks.len() * CHUNK;
+    let whole = if zero_is_no_step(step) { next.len() - next.len() % CHUNK } else { 0 };
+    let (chunks, rest) = next.split_at_mut(whole);
+    let chunks = chunks.as_chunks_mut::<CHUNK>().0;
     // Not an option to look into each time: the compiler would read both places.
     let before = base.unwrap_or(&[]).as_chunks::<CHUNK>().0;
     let chunks = chunks.iter_mut().zip(cells.as_chunks_mut::<CHUNK>().0);
@@ -98,18 +99,16 @@ fn step_run<const BY_COUNT: bool, const OUT: bool>(
         let mut unusual = 0;
         for at in 0..CHUNK {
             // A signed number is the one that vectors convert.
-            let count = (counts[at] | u32::from(counts[at] == 0)) as i32 as f32;
+            let count = (counts[at] as i32 as f32).max(1.0);
             let count = if BY_COUNT { count } else { all };
-            let stepped = fma(-step.lr, sums[at] / count, before[at]);
-            after[at] = if counts[at] == 0 { before[at] } else { stepped };
-            // Finite less itself is 0, anything else NaN; what nobody sent is stepped in vain.
-            unusual |= (stepped - stepped).to_bits();
+            after[at] = fma(-step.lr, sums[at] / count, before[at]);
+            // Finite less itself is 0, anything else NaN.
+            unusual |= (after[at] - after[at]).to_bits();
         }
         if unusual != 0 {
             let few = Few { before, cells: *cells };
-            after = few.step(element + (chunk * CHUNK) as u64, step, findings);
-        }
-        if stream {
+            *next = few.step(element + (chunk * CHUNK) as u64, step, findings);
+        } else if stream {
             stream_to(next, after);
         } else {
             *next = after;
