@@ -130,8 +130,11 @@ pub(super) fn pass(
     ahead: &mut Ahead,
 ) -> Findings {
     let step = stepping.step;
-    // It goes one by one then, on whatever path.
-    let path = if zero_is_no_step(step) { path } else { Path::Scalar };
+    if !zero_is_no_step(step) {
+        let mut findings = Findings::default();
+        window.each_run(cells, ahead, |run| run.step_from(0, step, fma::fma_f32, &mut findings));
+        return findings;
+    }
     match path {
         Path::Scalar => plain::pass(step, cells, window, ahead),
         #[cfg(target_arch = "x86_64")]

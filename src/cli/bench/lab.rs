@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    io::ErrorKind,
     path::{Path, PathBuf},
     process,
     sync::Arc,
@@ -140,14 +139,10 @@ impl<'p> Lab<'p> {
         self.dir().join("tmp/next.parquet")
     }
 
-    /// Removes what the last pass wrote, which takes a while.
+    /// Removes what the last pass that writes wrote, which takes a while.
     pub fn clear(&self) -> Result<(), CliError> {
-        match fs::remove_file(self.output()) {
-            Err(source) if source.kind() != ErrorKind::NotFound => {
-                Err(CliError::Io { path: self.output(), source })
-            }
-            _ => Ok(()),
-        }
+        let path = self.output();
+        fs::remove_file(&path).map_err(|source| CliError::Io { path, source })
     }
 
     /// The files that a round reads, that of the state first.

@@ -136,10 +136,13 @@ impl VerifiedReader {
         self.will_hold(self.position / PIECE_BYTES);
     }
 
-    /// Asks the system for the pieces that are held when piece `first` is wanted.
+    /// Asks the system for the pieces that are held when piece `first` is wanted. For a single one it is not
+    /// worth a call.
     fn will_hold(&self, first: u64) {
-        let start = first * PIECE_BYTES;
-        self.source.will_need(start..start + self.hold as u64 * PIECE_BYTES);
+        if self.hold > 1 {
+            let start = first * PIECE_BYTES;
+            self.source.will_need(start..start + self.hold as u64 * PIECE_BYTES);
+        }
     }
 
     /// The room that pieces were held in, to be used again.
@@ -308,9 +311,7 @@ impl VerifiedReader {
         let mut held = std::mem::take(&mut self.held);
         let left = self.len() - number * PIECE_BYTES;
         held.resize(left.min(self.hold as u64 * PIECE_BYTES) as usize, 0);
-        if self.hold > 1 {
-            self.will_hold(number + self.hold as u64);
-        }
+        self.will_hold(number + self.hold as u64);
         self.read_checked(number, &mut held)?;
         (self.held, self.held_first) = (held, number);
         Ok(())

@@ -1,7 +1,7 @@
 //! Plain code, compiled for every processor and again for what many have; of vectors the compiler makes
 //! what there are.
 
-use super::{Ahead, Cell, Cells, Few, Run, Window, zero_is_no_step};
+use super::{Ahead, Cell, Cells, Few, Run, Window};
 use crate::band::{Divisor, Findings, Step};
 use crate::fma;
 
@@ -82,9 +82,8 @@ fn step_run<const BY_COUNT: bool, const OUT: bool>(
     let stream = run.streams();
     let all = step.divisor.of(0);
     let Run { base, next, cells, element } = run;
-    let whole = if zero_is_no_step(step) { next.len() - next.len() % CHUNK } else { 0 };
-    let (chunks, rest) = next.split_at_mut(whole);
-    let chunks = chunks.as_chunks_mut::<CHUNK>().0;
+    let (chunks, rest) = next.as_chunks_mut::<CHUNK>();
+    let whole = chunks.len() * CHUNK;
     // Not an option to look into each time: the compiler would read both places.
     let before = base.unwrap_or(&[]).as_chunks::<CHUNK>().0;
     let chunks = chunks.iter_mut().zip(cells.as_chunks_mut::<CHUNK>().0);
